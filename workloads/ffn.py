@@ -1,0 +1,91 @@
+"""The feed-forward half of a layer as operators: dense, gated, or a mixture of experts with shared ones.
+
+Experts work as one grouped product over those that are hit. Routing is balanced and deterministic: the tokens'
+choices are spread over the experts as evenly as whole tokens allow.
+"""
+
+from __future__ import annotations
+
+from workloads.emit import Emitter
+from workloads.formats import storage_bytes
+from workloads.models import GATED, LayerKind, Model, Moe
+from workloads.trace import ElementwiseAttrs, MatmulAttrs, MoveAttrs, OpKind, ReduceAttrs, Role, Tensor
+
+ROLE = "ffn"
+INDEX_FORMAT = "int32"
+
+
+def balanced_loads(choices: int, experts: int) -> tuple[int, ...]:
+    """Rows of each expert that is hit, when `choices` rows are spread evenly over `experts`; largest first."""
+    each, rest = divmod(choices, experts)
+    return (each + 1,) * rest + (each,) * (experts - rest if each else 0)
+
+
+def emit_ffn(e: Emitter, model: Model, kind: LayerKind, x: Tensor) -> Tensor:
+    """Operators from the normalised input x (tokens, hidden) to the half layer's result, of the same shape."""
+    if kind.moe:
+        assert model.moe is not None
+        return _experts(e, model.moe, x)
+    assert model.ffn is not None
+    return _dense(e, model.ffn.hidden, model.ffn.activation, model.ffn.bias, x)
+
+
+def _dense(e: Emitter, width: int, activation: str, bias: bool, x: Tensor, prefix: str = "") -> Tensor:
+    tokens, hidden = x.shape
+    if activation in GATED:
+        inner = e.linear(f"{prefix}gate_up", ROLE, x, 2 * width, f"{prefix}gate_up", bias)
+    else:
+        inner = e.linear(f"{prefix}up", ROLE, x, width, f"{prefix}up", bias)
+    act = e.activation(f"{prefix}act", tokens, width)
+    e.elementwise(f"{prefix}{activation}", ROLE, activation, (inner,), act)
+    return e.linear(f"{prefix}down", ROLE, act, hidden, f"{prefix}ffn_out", bias)
+
+
+def _experts(e: Emitter, moe: Moe, x: Tensor) -> Tensor:
+    tokens, hidden = x.shape
+    choices = tokens * moe.top_k
+    loads = balanced_loads(choices, moe.experts)
+    hit = len(loads)
+
+    scores = e.linear("router", "router", x, moe.experts, "router", moe.router_bias)
+    if moe.scoring == "softmax":
+        scored = e.activation("scores", tokens, moe.experts)
+        softmax = ReduceAttrs("softmax", tokens, moe.experts)
+        e.emit("router_softmax", OpKind.REDUCE, "router", (scores,), (scored,), softmax)
+    else:
+        scored = e.elementwise(
+            "router_sigmoid", "router", "sigmoid", (scores,), e.activation("scores", tokens, moe.experts)
+        )
+    chosen = Tensor("chosen", (tokens, moe.top_k), INDEX_FORMAT, Role.INDEX)
+    gates = e.activation("gates", tokens, moe.top_k)
+    best = ReduceAttrs("topk", tokens, moe.experts, keep=moe.top_k)
+    e.emit("topk", OpKind.REDUCE, "router", (scored,), (gates, chosen), best)
+    row_bytes = storage_bytes((hidden,), x.format)
+    rows = e.activation("expert_in", choices, hidden)
+    e.emit("dispatch", OpKind.GATHER, ROLE, (chosen, x), (rows,), MoveAttrs("dispatch", choices, row_bytes))
+
+    def grouped(name: str, inputs: Tensor, k: int, n: int, out: str) -> Tensor:
+        operands = [inputs, e.weight(f"{name}.weight", (hit, k, n), (moe.experts, k, n), "experts")]
+        if moe.bias:
+            operands.append(e.weight(f"{name}.bias", (hit, n), (moe.experts, n), "activations"))
+        result = e.activation(out, choices, n)
+        attrs = MatmulAttrs(hit, choices, k, n, group_m=loads)
+        e.emit(name, OpKind.MATMUL, ROLE, tuple(operands), (result,), attrs)
+        return result
+
+    if moe.activation in GATED:
+        inner = grouped("expert_gate_up", rows, hidden, 2 * moe.hidden, "expert_gate_up")
+    else:
+        inner = grouped("expert_up", rows, hidden, moe.hidden, "expert_up")
+    act = e.activation("expert_act", choices, moe.hidden)
+    attrs = ElementwiseAttrs(moe.activation, act.elements)
+    e.emit(f"expert_{moe.activation}", OpKind.ELEMENTWISE, ROLE, (inner,), (act,), attrs)
+    expert_out = grouped("expert_down", act, moe.hidden, hidden, "expert_out")
+    routed = e.activation("ffn_out" if not moe.shared_hidden else "routed_out", tokens, hidden)
+    # Each expert's row is weighted by its gate and added to its token's row.
+    move = MoveAttrs("combine", choices, row_bytes, vector_ops=2 * choices * hidden)
+    e.emit("combine", OpKind.SCATTER, ROLE, (expert_out, gates, chosen), (routed,), move)
+    if not moe.shared_hidden:
+        return routed
+    shared = _dense(e, moe.shared_hidden, moe.activation, moe.bias, x, "shared_")
+    return e.add("shared_add", ROLE, routed, shared, "ffn_out")

@@ -1,0 +1,163 @@
+"""Which keys a query sees: attention masks and the exact count of (query, key) pairs and keys under each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from math import ceil
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpan:
+    """`count` requests alike: `query` new positions each, after `past` positions that are cached already."""
+
+    count: int
+    query: int
+    past: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.query < 1 or self.past < 0:
+            raise ValueError(
+                f"a span needs count >= 1, query >= 1, past >= 0; got {self.count}, {self.query}, {self.past}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """New positions of all `count` requests."""
+        return self.count * self.query
+
+    @property
+    def length(self) -> int:
+        """Positions of one request after the pass, the new ones included."""
+        return self.past + self.query
+
+
+MASK_KINDS = ("causal", "full", "window", "chunk", "block", "tree", "top_k", "block_sparse")
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Which keys a query at absolute position p sees.
+
+    causal: 0..p · full: every position · window: the last `window` ones, itself included, and the first `sinks` ones
+    · chunk: those of its own chunk of `window` positions, up to p · block: every block of `block` positions up to its
+    own, its own to the end (block diffusion) · tree: all past ones, its ancestors in `parents` (index of each new
+    position's parent, -1 for a root) and itself · top_k: the best `top_k` of 0..p · block_sparse: ceil(`density` x
+    blocks up to its own) blocks of `block` positions, its own (up to p) always among them.
+    """
+
+    kind: str
+    window: int | None = None
+    sinks: int = 0
+    block: int | None = None
+    density: float | None = None
+    top_k: int | None = None
+    parents: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        needs = {"window": "window", "chunk": "window", "block": "block", "top_k": "top_k", "block_sparse": "block"}
+        if self.kind not in MASK_KINDS:
+            raise ValueError(f"mask kind {self.kind!r} is none of {', '.join(MASK_KINDS)}")
+        needed = needs.get(self.kind)
+        if needed and (getattr(self, needed) is None or getattr(self, needed) < 1):
+            raise ValueError(f"a {self.kind} mask needs {needed} >= 1, got {getattr(self, needed)}")
+        if self.kind == "block_sparse" and (self.density is None or not 0 < self.density <= 1):
+            raise ValueError(f"a block_sparse mask needs 0 < density <= 1, got {self.density}")
+        if self.kind == "tree" and not _is_forest(self.parents or ()):
+            raise ValueError("a tree mask needs parents, each -1 or the index of an earlier position")
+        if self.sinks < 0 or (self.sinks and self.kind != "window"):
+            raise ValueError(f"sinks belong to a window mask and are not negative, got {self.sinks} with {self.kind}")
+
+
+def _is_forest(parents: tuple[int, ...]) -> bool:
+    return bool(parents) and all(-1 <= parent < i for i, parent in enumerate(parents))
+
+
+CAUSAL = Mask("causal")
+FULL = Mask("full")
+
+
+def _triangle(n: int) -> int:
+    return n * (n + 1) // 2
+
+
+def _capped(past: int, query: int, limit: int) -> int:
+    """Sum of min(position + 1, limit) over the new positions."""
+    below = min(max(limit - past, 0), query)
+    return below * past + _triangle(below) + (query - below) * limit
+
+
+def _block_sparse_rows(mask: Mask, query: int, past: int) -> Iterator[int]:
+    """Visible keys of each new position under a block-sparse mask."""
+    assert mask.block is not None
+    assert mask.density is not None
+    density = Fraction(str(mask.density))
+    for position in range(past, past + query):
+        kept = ceil(density * (position // mask.block + 1))
+        yield (kept - 1) * mask.block + position % mask.block + 1
+
+
+@lru_cache(maxsize=65536)
+def visible_pairs(mask: Mask, query: int, past: int) -> int:
+    """Exact number of (query, key) pairs that `mask` lets through: `query` new positions after `past` cached ones."""
+    total = past + query
+    if mask.kind == "causal":
+        return query * past + _triangle(query)
+    if mask.kind == "full":
+        return query * total
+    if mask.kind == "window":
+        assert mask.window is not None
+        return _capped(past, query, mask.window + mask.sinks)
+    if mask.kind == "top_k":
+        assert mask.top_k is not None
+        return _capped(past, query, mask.top_k)
+    if mask.kind == "chunk":
+        assert mask.window is not None
+        size = mask.window
+
+        def below(n: int) -> int:
+            return n // size * _triangle(size) + _triangle(n % size)
+
+        return below(total) - below(past)
+    if mask.kind == "block":
+        assert mask.block is not None
+        size = mask.block
+
+        def up_to(n: int) -> int:
+            whole, rest = divmod(n, size)
+            return size * size * _triangle(whole) + rest * (whole + 1) * size
+
+        last = total // size * size
+        unfinished = total - max(last, past) if total % size else 0
+        return up_to(total) - up_to(past) - unfinished * (last + size - total)
+    if mask.kind == "tree":
+        assert mask.parents is not None
+        if len(mask.parents) != query:
+            raise ValueError(f"a tree of {len(mask.parents)} positions cannot mask {query} new positions")
+        depth: list[int] = []
+        for parent in mask.parents:
+            depth.append(1 if parent < 0 else depth[parent] + 1)
+        return query * past + sum(depth)
+    return sum(_block_sparse_rows(mask, query, past))
+
+
+@lru_cache(maxsize=65536)
+def visible_keys(mask: Mask, query: int, past: int) -> int:
+    """Number of distinct key positions that at least one of the new positions sees (those that must be read).
+
+    For top_k and block_sparse, whose choice is not known, the choices of different queries are taken to overlap as
+    little as they can: the smaller of all positions and the visible pairs.
+    """
+    total = past + query
+    if mask.kind == "window":
+        assert mask.window is not None
+        start = max(0, past + 1 - mask.window)
+        return total - start + min(mask.sinks, start)
+    if mask.kind == "chunk":
+        assert mask.window is not None
+        return total - past // mask.window * mask.window
+    if mask.kind in ("top_k", "block_sparse"):
+        return min(total, visible_pairs(mask, query, past))
+    return total

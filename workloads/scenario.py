@@ -1,0 +1,309 @@
+"""Workloads: a model, a phase, a batch and number formats, read from YAML and turned into a Trace.
+
+`load_workload` is the door: a scenario that ships, by bare name, a scenario file of one's own, or a trace file. Any
+key of a scenario can be set anew on the way in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, Field
+
+from sim.config import ConfigError, Document, apply_overrides, build, load_yaml, nearest
+from workloads.build import Builder, decode_passes, denoise_passes, encode_passes, make_trace, prefill_passes
+from workloads.emit import FormatChoice
+from workloads.formats import FORMATS, unknown_format
+from workloads.models import Model, load_model
+from workloads.requests import batch_lengths, read_lengths
+from workloads.schema import Count, Schema, Size
+from workloads.trace import Trace
+
+SCENARIO_FOLDER = Path(__file__).parent / "scenarios"
+SCENARIO_SCHEMA: Final = "opcycle/workload/1"
+PREFIX = "workload."
+
+
+def _known_format(name: str) -> str:
+    if name not in FORMATS:
+        raise ValueError(unknown_format(name))
+    return name
+
+
+FormatName = Annotated[str, AfterValidator(_known_format), Field(json_schema_extra={"enum": list(FORMATS)})]
+Phase = Literal["prefill", "decode", "generate", "encode", "denoise"]
+
+
+class Formats(Schema):
+    """Number format of each class of tensors; experts and embeddings follow the weights unless stated."""
+
+    weights: FormatName = "fp16"
+    activations: FormatName = "fp16"
+    kv: FormatName = "fp16"
+    experts: FormatName | None = None
+    embeddings: FormatName | None = None
+
+    def choice(self) -> FormatChoice:
+        """The formats with nothing left open."""
+        return FormatChoice(
+            self.weights, self.activations, self.kv, self.experts or self.weights, self.embeddings or self.weights
+        )
+
+
+class Scenario(Schema):
+    """What a workload file says. `PHASES` lists the keys that each phase takes; any other is refused."""
+
+    schema_: Literal["opcycle/workload/1"] = Field(SCENARIO_SCHEMA, alias="schema")
+    name: str = Field(min_length=1)
+    model: str = Field(min_length=1, description="A model that ships, a model YAML, or a Hugging Face config.json.")
+    phase: Phase
+    batch: Size | None = Field(None, description="Requests at once; 1 unless lengths says otherwise.")
+    prompt: Size | None = Field(None, description="Positions of each request to process (prefill, generate, encode).")
+    context: Count | None = Field(None, description="Positions of each request that are cached before the first pass.")
+    steps: Size | None = Field(None, description="Decode steps (tokens generated a request) or denoising steps.")
+    chunk: Size | None = Field(None, description="Most positions of a request in one prefill pass.")
+    lengths: tuple[Size, ...] | str | None = Field(
+        None, description="A length for each request, or a CSV file of them, in place of prompt (decode: of context)."
+    )
+    formats: Formats = Formats()
+    methods: tuple[str, ...] = Field((), description="Reserved for methods that transform the trace; none exist yet.")
+    seed: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseRule:
+    """What a phase means: the kinds of model that have it, the key that its lengths replace, further keys it takes."""
+
+    kinds: tuple[str, ...]
+    length: str | None
+    optional: tuple[str, ...] = ()
+
+
+PHASES: dict[str, PhaseRule] = {
+    "prefill": PhaseRule(("decoder",), "prompt", ("context", "chunk")),
+    "decode": PhaseRule(("decoder",), "context", ("steps",)),
+    "generate": PhaseRule(("decoder",), "prompt", ("steps", "chunk")),
+    "encode": PhaseRule(("encoder", "vision"), "prompt"),
+    "denoise": PhaseRule(("diffusion",), None, ("steps",)),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A scenario with its model, or a trace from a file; `trace()` is what a machine runs.
+
+    `scenario` and `model` are None for a trace file. `source` is where it came from, None if it was made in Python.
+    """
+
+    name: str
+    scenario: Scenario | None
+    model: Model | None
+    lengths: tuple[int, ...] = ()
+    source: Path | None = None
+    _built: list[Trace] = field(default_factory=list, compare=False, repr=False)
+
+    def trace(self) -> Trace:
+        """The operator graph; built at the first call, the same object afterwards."""
+        if not self._built:
+            self._built.append(_build(self))
+        return self._built[0]
+
+    def resolved(self) -> dict[str, Any]:
+        """The scenario as plain data with every override in it, ready to be written as YAML and to be loaded again."""
+        if self.scenario is None:
+            raise ConfigError("a workload from a trace file has no scenario; write its trace instead", file=self.source)
+        data: dict[str, Any] = self.scenario.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if isinstance(self.scenario.lengths, str):
+            data["lengths"] = list(self.lengths)
+        model = Path(_beside(self.scenario.model, self.source))
+        if model.exists():
+            data["model"] = str(model.resolve())
+        return data
+
+
+def workload_names() -> list[str]:
+    """Names of the scenarios that ship, sorted."""
+    return sorted(path.stem for path in SCENARIO_FOLDER.glob("*.yaml"))
+
+
+def load_workload(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None, /, **keys: Any) -> Workload:
+    """The workload of that name, or of a scenario file, or of a trace file, with keys set anew.
+
+    `overrides` has dotted keys, with or without `workload.` in front ({"workload.batch": "8", "formats.kv": "int8"});
+    text is typed as YAML types it. `keys` are the same by keyword (`batch=8`, `formats={"kv": "int8"}`). Raises
+    ConfigError for an unknown name (with the nearest), for anything wrong in a file, and for keys that contradict the
+    phase or the model.
+    """
+    changes = _changes(overrides, keys)
+    path = _find(name_or_path)
+    if _is_json(path):
+        return _load_trace(path, changes)
+    document = load_yaml(path)
+    version = document.data.get("schema")
+    if version != SCENARIO_SCHEMA:
+        raise document.error(f"is {version!r}, but this version of opcycle reads {SCENARIO_SCHEMA!r}", "schema")
+    return make_workload(apply_overrides(document, changes))
+
+
+def make_workload(document: Document | Mapping[str, Any]) -> Workload:
+    """The workload that a scenario document (or plain data) describes, checked against its model."""
+    if not isinstance(document, Document):
+        document = Document(None, dict(document))
+    scenario = build(Scenario, document)
+    try:
+        return _resolve(scenario, document.path)
+    except ConfigError as error:
+        if error.file is not None:
+            raise
+        raise document.error(error.message, error.key) from None
+
+
+def _changes(overrides: Mapping[str, Any] | None, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """All overrides under dotted keys; mappings are merged key by key."""
+    flat: dict[str, Any] = {}
+    for key, value in {**(overrides or {}), **keys}.items():
+        key = key.removeprefix(PREFIX)
+        if isinstance(value, Mapping):
+            flat.update({f"{key}.{inner}": v for inner, v in value.items()})
+        elif isinstance(value, tuple):
+            flat[key] = list(value)
+        else:
+            flat[key] = str(value) if isinstance(value, Path) else value
+    return flat
+
+
+def _find(name_or_path: str | Path) -> Path:
+    text = str(name_or_path)
+    path = Path(text)
+    if isinstance(name_or_path, str) and "/" not in text and path.suffix not in (".yaml", ".yml", ".json"):
+        known = SCENARIO_FOLDER / f"{text}.yaml"
+        if known.is_file():
+            return known
+        if not path.is_file():
+            near = nearest(text, workload_names())
+            hint = f"; nearest is {near!r}" if near else ""
+            raise ConfigError(
+                f"unknown workload {text!r}: neither one that ships (`opcycle list workloads`), "
+                f"nor a scenario or trace file{hint}"
+            )
+    if not path.is_file():
+        raise ConfigError("no such workload file", file=path)
+    return path
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file is a trace, by its first character: traces may have any file ending."""
+    try:
+        with path.open("rb") as file:
+            return file.read(256).lstrip().startswith(b"{")
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
+
+
+def _load_trace(path: Path, changes: Mapping[str, Any]) -> Workload:
+    from workloads.trace_file import read_trace
+
+    trace = read_trace(path)
+    if changes:
+        raise ConfigError(
+            "cannot be set: a trace file is fixed; override the scenario that it was built from",
+            file=path,
+            key=next(iter(changes)),
+        )
+    return Workload(path.stem, None, None, source=path, _built=[trace])
+
+
+def _resolve(scenario: Scenario, path: Path | None) -> Workload:
+    """Load the model and check what no single key shows: phase, lengths, positions."""
+    if scenario.methods:
+        raise ConfigError(
+            f"lists {scenario.methods[0]!r}, but no methods exist in this version: leave the list empty", key="methods"
+        )
+    model = load_model(_beside(scenario.model, path))
+    rule = PHASES[scenario.phase]
+    if model.kind not in rule.kinds:
+        fitting = ", ".join(name for name, r in PHASES.items() if model.kind in r.kinds)
+        raise ConfigError(
+            f"is {scenario.phase!r}, but {model.name} is of kind {model.kind}, whose phases are: {fitting}", key="phase"
+        )
+    # Images have one length, which the model states.
+    length_key = None if model.patch is not None else rule.length
+    _check_keys(scenario, model, length_key, rule)
+    lengths = _lengths(scenario, model, length_key, path)
+    _check_positions(scenario, model, lengths, length_key)
+    return Workload(scenario.name, scenario, model, lengths, path)
+
+
+def _beside(name: str, path: Path | None) -> str:
+    """A relative path in a scenario file is meant from that file's folder, if there is such a file there."""
+    if path is not None and ("/" in name or Path(name).suffix) and (path.parent / name).exists():
+        return str(path.parent / name)
+    return name
+
+
+def _check_keys(scenario: Scenario, model: Model, length_key: str | None, rule: PhaseRule) -> None:
+    taken = {length_key, *rule.optional} | ({"lengths"} if length_key else set())
+    for key in ("prompt", "context", "steps", "chunk", "lengths"):
+        if getattr(scenario, key) is not None and key not in taken:
+            others = ", ".join(sorted(k for k in taken if k)) or "none"
+            raise ConfigError(
+                f"does not apply to phase {scenario.phase} of {model.name}; the keys that do: batch, {others}", key=key
+            )
+    if length_key is None:
+        return
+    if scenario.lengths is None and getattr(scenario, length_key) is None:
+        raise ConfigError(f"is missing; phase {scenario.phase} needs it, or lengths", key=length_key)
+    if scenario.lengths is not None and getattr(scenario, length_key) is not None:
+        raise ConfigError(f"states lengths a second time; give either {length_key} or lengths", key="lengths")
+
+
+def _lengths(scenario: Scenario, model: Model, length_key: str | None, path: Path | None) -> tuple[int, ...]:
+    if length_key is None:
+        assert model.patch is not None
+        return batch_lengths(scenario.batch, model.patch.tokens, None, False)
+    listed = scenario.lengths
+    if isinstance(listed, str):
+        return batch_lengths(scenario.batch, None, read_lengths(Path(_beside(listed, path))), True)
+    if listed is not None and not listed:
+        raise ConfigError("lists no requests", key="lengths")
+    return batch_lengths(scenario.batch, getattr(scenario, length_key), listed, False)
+
+
+def _check_positions(scenario: Scenario, model: Model, lengths: tuple[int, ...], length_key: str | None) -> None:
+    """Refuse positions that the model has none of."""
+    steps = (scenario.steps or 1) if scenario.phase in ("decode", "generate") else 0
+    cached = (scenario.context or 0) if length_key == "prompt" else 0
+    # A generated token is processed one step later: prompt, then all new tokens but the last of them.
+    extra = steps - 1 if scenario.phase == "generate" else steps
+    needed = max(lengths) + cached + extra
+    if needed > model.max_position:
+        key = "lengths" if scenario.lengths is not None else (length_key or "model")
+        raise ConfigError(
+            f"needs {needed} positions ({max(lengths)}{f' + {cached} cached' if cached else ''}"
+            f"{f' + {extra} steps' if extra else ''}), but {model.name} has max_position {model.max_position}",
+            key=key,
+        )
+
+
+def _build(workload: Workload) -> Trace:
+    scenario, model, lengths = workload.scenario, workload.model, workload.lengths
+    assert scenario is not None
+    assert model is not None
+    builder = Builder(model, scenario.formats.choice())
+    steps = scenario.steps or 1
+    if scenario.phase == "prefill":
+        passes = prefill_passes(builder, lengths, scenario.chunk, scenario.context or 0)
+    elif scenario.phase == "decode":
+        passes = decode_passes(builder, lengths, steps)
+    elif scenario.phase == "generate":
+        passes = prefill_passes(builder, lengths, scenario.chunk)
+        if steps > 1:
+            passes += decode_passes(builder, lengths, steps - 1)
+    elif scenario.phase == "encode":
+        passes = encode_passes(builder, lengths)
+    else:
+        passes = denoise_passes(builder, len(lengths), steps)
+    return make_trace(builder, len(lengths), passes, workload=scenario.name, phase=scenario.phase)
