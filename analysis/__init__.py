@@ -1,0 +1,27 @@
+"""Tables and pictures from stored results; only this package imports matplotlib, and only when something is drawn."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "compare": "analysis.compare",
+    "draw_all": "analysis.figures",
+    "energy": "analysis.figures",
+    "read_result": "analysis.tables",
+    "roofline": "analysis.figures",
+    "summaries": "analysis.tables",
+    "timeline": "analysis.figures",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'analysis' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

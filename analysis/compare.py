@@ -1,0 +1,68 @@
+"""Result folders side by side: totals, time and energy by kind of operator, each with its ratio to the first folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.tables import read_result, total
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+TOTALS = (
+    "time_s",
+    "energy_j",
+    "power_w",
+    "tokens_per_s",
+    "time_per_step_s",
+    "ttft_s",
+    "flops",
+    "dram_bytes",
+    "mac_utilization",
+    "memory_bandwidth_utilization",
+)
+"""Keys of the summary that are compared."""
+
+Row = dict[str, str | float | None]
+
+
+def compare_rows(folders: Sequence[str | Path]) -> list[Row]:
+    """Rows of the comparison: `quantity`, `kind` (empty for totals), one value a folder, one ratio to the first a
+    further folder.
+
+    Columns are named after the folders, numbered where names repeat. Time by kind sums the operators' spans, which may
+    overlap. A ratio is None where either side is missing or the first is 0. Raises ConfigError for a folder without
+    result.
+    """
+    results = [read_result(folder) for folder in folders]
+    names = column_names(folders)
+    rows = [_row(key, "", [r.summary.get(key) for r in results], names) for key in TOTALS]
+    for quantity, column in (("time_s", "time_s"), ("energy_j", "energy_j")):
+        sums = [total(r.operators, "kind", column) for r in results]
+        kinds = dict.fromkeys(kind for s in sums for kind in s)
+        rows += [_row(quantity, kind, [s.get(kind) for s in sums], names) for kind in kinds]
+    return rows
+
+
+def compare(folders: Sequence[str | Path]) -> DataFrame:
+    """`compare_rows` as a data frame."""
+    from pandas import DataFrame
+
+    return DataFrame(compare_rows(folders))
+
+
+def column_names(folders: Sequence[str | Path]) -> list[str]:
+    """A distinct short name for each folder: its last part, with a number where that repeats."""
+    last = [Path(folder).resolve().name for folder in folders]
+    return [name if last.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(last)]
+
+
+def _row(quantity: str, kind: str, values: Sequence[float | None], names: Sequence[str]) -> Row:
+    row: Row = {"quantity": quantity, "kind": kind}
+    row |= dict(zip(names, values, strict=True))
+    first = values[0]
+    for name, value in list(zip(names, values, strict=True))[1:]:
+        row[f"{name} / {names[0]}"] = value / first if first and value is not None else None
+    return row

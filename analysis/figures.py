@@ -1,0 +1,37 @@
+"""One function a picture, and one that draws all pictures of a result folder again from what is stored in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.energy import energy
+from analysis.roofline import roofline
+from analysis.style import save
+from analysis.tables import Result, read_result
+from analysis.timeline import timeline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FIGURES", "draw_all", "energy", "roofline", "timeline"]
+
+FIGURES: dict[str, Callable[[Result], Figure]] = {"roofline": roofline, "timeline": timeline, "energy": energy}
+"""Pictures of a result folder, by the stem of their files."""
+
+
+def draw_all(folder: str | Path, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Draw every picture of a result folder into it, as `png`, `pdf` or `svg`; the paths written.
+
+    Raises ConfigError where the folder holds no result of this version.
+    """
+    result = read_result(folder)
+    written = []
+    for name, draw in FIGURES.items():
+        drawn = draw(result)
+        for ending in formats:
+            path = result.folder / f"{name}.{ending}"
+            save(drawn, path)
+            written.append(path)
+    return written

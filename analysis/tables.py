@@ -1,0 +1,141 @@
+"""Reads result folders into plain tables, and many of them into one data frame.
+
+Figures read through this module, so that a picture can be drawn again from its folder alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SUMMARY_SCHEMA = "opcycle/summary/1"
+TIMELINE_SCHEMA = "opcycle/timeline/1"
+
+_TEXT = frozenset(
+    {
+        "pass",
+        "phase",
+        "block",
+        "operator",
+        "kind",
+        "role",
+        "format",
+        "bound",
+        "component",
+        "subcomponent",
+        "unit",
+        "source",
+    }
+)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result folder; the larger files are read when first asked for. Every reader raises ConfigError."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @cached_property
+    def operators(self) -> list[Row]:
+        """Rows of operators.csv; numbers are floats, missing ones None."""
+        return _read_csv(self.folder / "operators.csv")
+
+    @cached_property
+    def energy(self) -> list[Row]:
+        """Rows of energy.csv."""
+        return _read_csv(self.folder / "energy.csv")
+
+    @cached_property
+    def events(self) -> list[Row]:
+        """Events of timeline.json, in the order of the file."""
+        trace = _read_json(self.folder / "timeline.json")
+        _check(trace.get("otherData", {}).get("schema"), TIMELINE_SCHEMA, self.folder / "timeline.json")
+        events: list[Row] = trace["traceEvents"]
+        return events
+
+    @property
+    def title(self) -> str:
+        """Workload and hardware in one line."""
+        return f"{self.summary['workload']} on {self.summary['hardware']}"
+
+
+def read_result(folder: str | Path) -> Result:
+    """The result in `folder`. Raises ConfigError where there is none, or one of another version."""
+    path = Path(folder)
+    if not (path / "summary.json").is_file():
+        raise ConfigError("holds no result (there is no summary.json)", file=path)
+    summary = _read_json(path / "summary.json")
+    _check(summary.get("schema"), SUMMARY_SCHEMA, path / "summary.json")
+    return Result(path, summary)
+
+
+def summaries(folders: Iterable[str | Path]) -> DataFrame:
+    """One row a result folder: the summary's numbers, nested keys joined by dots, with the column `folder` first."""
+    from pandas import DataFrame
+
+    return DataFrame([{"folder": str(folder)} | flatten(read_result(folder).summary) for folder in folders])
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level, keys joined by dots; lists are left out."""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            flat |= flatten(inner, f"{prefix}{key}.")
+        elif not isinstance(inner, list):
+            flat[f"{prefix}{key}"] = inner
+    return flat
+
+
+def total(rows: Iterable[Row], key: str, amount: str) -> dict[str, float]:
+    """Sum of column `amount` by the values of column `key`, in order of appearance."""
+    sums: dict[str, float] = {}
+    for row in rows:
+        sums[row[key]] = sums.get(row[key], 0.0) + (row[amount] or 0.0)
+    return sums
+
+
+def _read_csv(path: Path) -> list[Row]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{name: _cell(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
+    except ValueError as error:
+        raise ConfigError(f"is damaged: {error}", file=path) from None
+
+
+def _cell(name: str, text: str) -> str | float | None:
+    if name in _TEXT or name.startswith("decision_"):
+        return text
+    return float(text) if text else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
+    except ValueError as error:
+        raise ConfigError(f"is damaged: {error}", file=path) from None
+    if not isinstance(found, dict):
+        raise ConfigError("is damaged: a JSON object is wanted", file=path)
+    return found
+
+
+def _check(version: object, wanted: str, path: Path) -> None:
+    if version != wanted:
+        raise ConfigError(f"is {version!r}, but this version reads {wanted!r}", file=path, key="schema")

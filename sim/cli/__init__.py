@@ -1,0 +1,117 @@
+"""The command `opcycle`: registers the commands, and turns whatever goes wrong into one line and an exit code.
+
+Exit codes: 0 done, 2 wrong input (one sentence on standard error), 130 interrupted, 1 anything else. Each command
+imports what it needs when it runs; this module and `--help` need neither numpy nor pydantic.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from textwrap import shorten
+from typing import Any
+
+import typer
+
+from sim.cli.data import check, list_, schema
+from sim.cli.run import compare, plot, simulate, trace
+from sim.cli.unit import unit
+from sim.errors import ConfigError, nearest, not_among
+
+DEBUG = "OPCYCLE_DEBUG"
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="opcycle",
+    help="Simulate transformers on accelerators, cycle by cycle, down to DRAM commands.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(simulate)
+app.command()(trace)
+app.command()(compare)
+app.command()(plot)
+app.command()(check)
+app.command("list")(list_)
+app.command()(schema)
+app.add_typer(unit)
+
+
+@app.callback(invoke_without_command=True)
+def _top(context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        from sim import __version__
+
+        print(f"opcycle {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; never raises, except with OPCYCLE_DEBUG set."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(arguments, prog_name="opcycle", standalone_mode=False)
+        sys.stdout.flush()
+        if code == INTERRUPTED:  # typer turns the key press into an exit code by itself
+            return _say("interrupted", INTERRUPTED)
+        return code if isinstance(code, int) else 0
+    except ConfigError as error:
+        return _say(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if hasattr(error, "format_message"):  # what typer raises for a wrong command line, whichever its version
+            return _say(_usage(error), 2)
+        if os.environ.get(DEBUG):
+            raise
+        kind = type(error).__name__
+        what = shorten(str(error), 300, placeholder=" ...")
+        return _say(f"internal error, {kind}: {what} (set {DEBUG}=1 to see the traceback)", 1)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"opcycle: {' '.join(sentence.split())}", file=sys.stderr)
+    return code
+
+
+def _usage(error: Any) -> str:
+    """A complaint of the command-line parser as one sentence with the nearest right name."""
+    context = getattr(error, "ctx", None)
+    where = context.command_path.removeprefix("opcycle").strip() if context is not None else ""
+    message = error.format_message().strip().rstrip(".").replace("Value error, ", "")
+    commands = list(getattr(context.command, "commands", {})) if context is not None else []
+    option = getattr(error, "option_name", None)
+    if type(error).__name__ == "NoSuchOption" and context is not None:
+        known = [o for parameter in context.command.params for o in parameter.opts if o.startswith("--")]
+        message = f"no such option {option!r}" + _hint(str(option), [*known, "--help"])
+    elif "No such command" in message and commands:
+        name = message.split("'")[1] if "'" in message else ""
+        message = f"no such command {name!r}" + (_hint(name, commands) or f"; commands: {', '.join(commands)}")
+    choice = re.search(r"'([^']*)' is not one of (.*)$", message)
+    if choice is not None:
+        known = re.findall(r"'([^']*)'", choice.group(2))
+        message = message[: choice.start()] + not_among("value", choice.group(1), known)
+    return f"{where}: {message}" if where else message
+
+
+def _hint(name: str, names: list[str]) -> str:
+    near = nearest(name, names)
+    return f", nearest is {near!r}" if near else f"; allowed: {', '.join(names)}"

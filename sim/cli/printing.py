@@ -1,0 +1,104 @@
+"""Prints for people and for programs: tables and progress, or one JSON value on standard output and nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+PLAIN_WIDTH = 132
+"""Columns to use where standard output is no terminal."""
+
+_PREFIXES = (
+    *((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")),
+    *((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"), (1e-12, "p")),
+)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output. Numbers that JSON lacks (NaN, infinity) are a mistake of ours and raise."""
+    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """Scalars of numpy and the like as numbers of Python."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def console() -> Console:
+    """The console on standard output."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, soft_wrap=False)
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()
+) -> None:
+    """A table with a heading; the columns named in `right` are aligned to the right."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    if title:
+        print(f"\n{title}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    console().print(table)
+
+
+def engineering(value: float | None, unit: str) -> str:
+    """A number with three digits and a decimal prefix, for tables; None is a dash."""
+    if value is None:
+        return "-"
+    if value == 0:
+        return f"0 {unit}".strip()
+    size, prefix = next(((s, p) for s, p in _PREFIXES if abs(value) >= s * 0.9995), _PREFIXES[-1])
+    scaled = value / size
+    digits = 0 if abs(scaled) >= 99.95 else 1 if abs(scaled) >= 9.995 else 2
+    return f"{scaled:.{digits}f} {prefix}{unit}".strip()
+
+
+def binary_size(size_bytes: float) -> str:
+    """Bytes with a binary prefix, for tables."""
+    for prefix in ("", "Ki", "Mi", "Gi"):
+        if abs(size_bytes) < 1024:
+            return f"{size_bytes:.4g} {prefix}B"
+        size_bytes /= 1024
+    return f"{size_bytes:.4g} TiB"
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error, drawn only on a terminal: call what it yields with (what, done, total)."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("preparing", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        yield show

@@ -1,0 +1,187 @@
+"""The commands that simulate and that read results back: `simulate`, `trace`, `compare` and `plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sim.cli.printing import binary_size, engineering, print_json, print_table, progress
+
+if TYPE_CHECKING:
+    from sim.result import Report
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Replace a value: hw.memory.channels=16, workload.batch=8.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+TOP = 12
+"""How many operators the table of a run shows."""
+
+
+def simulate(
+    hardware: Annotated[str, typer.Argument(metavar="HWCONFIG", help="A machine that ships, or a YAML file.")],
+    workload: Annotated[
+        str, typer.Argument(metavar="WORKLOAD", help="A workload that ships, a YAML file, or a trace.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for tables, timeline, pictures.")
+    ] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Simulate a workload on a machine."""
+    from sim.cli.settings import settings
+    from sim.hardware import load_hardware
+    from sim.output import check_target
+    from workloads import load_workload
+
+    overrides = settings(set_ or [], ("hw", "workload"))
+    if output is not None:
+        check_target(output)
+    machine = load_hardware(hardware, overrides["hw"])
+    work = load_workload(workload, overrides["workload"])
+
+    from sim.engine import simulate as run
+
+    with progress() as show:
+        report = run(machine, work, progress=show)
+    if output is not None:
+        report.write(output)
+    if json:
+        print_json(report.summary)
+        return
+    _print_summary(report.summary)
+    _print_operators(report)
+    if output is not None:
+        names = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
+        print(f"Results in {output}/: {', '.join(n for n in names if not n.endswith('.png'))}")
+        print(f"Pictures: {', '.join(str(output / n) for n in names if n.endswith('.png'))}")
+
+
+def trace(
+    workload: Annotated[str, typer.Argument(metavar="WORKLOAD", help="A workload that ships, or a YAML file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; `simulate` reads it back.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value: workload.batch=8.")] = None,
+    json: Json = False,
+) -> None:
+    """Write the operators of a workload to a file, simulating nothing."""
+    from sim.cli.settings import settings
+    from sim.output import make_parent
+    from workloads import load_workload, write_trace
+
+    loaded = load_workload(workload, settings(set_ or [], ("workload",))["workload"])
+    built = loaded.trace()
+    make_parent(output)
+    write_trace(built, output)
+    facts = {
+        "file": str(output),
+        "workload": loaded.name,
+        "model": built.model,
+        "passes": sum(each.repeat for each in built.passes),
+        "tokens": built.tokens,
+        "flops": built.flops,
+        "read_bytes": built.read_bytes,
+        "write_bytes": built.write_bytes,
+        "weight_bytes": built.weight_bytes,
+        "kv_bytes": built.kv_bytes,
+    }
+    if json:
+        print_json(facts)
+        return
+    print(
+        f"{loaded.name}: {facts['passes']} passes, {engineering(built.flops, 'FLOP')}, weights "
+        f"{binary_size(built.weight_bytes)}, KV cache {binary_size(built.kv_bytes)}; written to {output}"
+    )
+
+
+def plot(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A result folder of `simulate`.")]) -> None:
+    """Draw the pictures again from stored results."""
+    from analysis.figures import draw_all
+
+    drawn = draw_all(folder)
+    print(f"Drawn: {', '.join(str(path) for path in drawn)}")
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Result folders of `simulate`.")],
+    json: Json = False,
+) -> None:
+    """Put runs side by side: time, energy, and both by kind of operator."""
+    from analysis.compare import column_names, compare_rows
+
+    rows = compare_rows(folders)
+    if json:
+        print_json({"folders": [str(folder) for folder in folders], "rows": rows})
+        return
+    names = column_names(folders)
+    ratios = [f"{name} / {names[0]}" for name in names[1:]]
+    table = [
+        [row["kind"] or "whole run", row["quantity"]]
+        + [_quantity(str(row["quantity"]), row[name]) for name in names]
+        + ["-" if row[ratio] is None else f"{row[ratio]:.3f}" for ratio in ratios]
+        for row in rows
+    ]
+    print_table("", ["", "quantity", *names, *ratios], table, right=[*names, *ratios])
+
+
+def _quantity(key: str, value: Any) -> str:
+    """A value of a summary with the unit that its key names."""
+    if value is None:
+        return "-"
+    if key.endswith("utilization"):
+        return f"{value:.1%}"
+    if key.endswith("_bytes"):
+        return binary_size(value)
+    units = {"tokens_per_s": "tokens/s", "flops": "FLOP", "energy_j": "J", "power_w": "W"}
+    return engineering(value, units.get(key, "s" if key.endswith("_s") else ""))
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    roof = summary["roofline"]
+    busy = sorted(summary["utilization"].items(), key=lambda item: -item[1])
+    rows = [
+        ("time", engineering(summary["time_s"], "s")),
+        ("per step", engineering(summary["time_per_step_s"], "s")),
+        ("time to first token", engineering(summary["ttft_s"], "s")),
+        ("time per output token", engineering(summary["tpot_s"], "s")),
+        ("tokens", f"{summary['tokens']:,} ({engineering(summary['tokens_per_s'], 'tokens/s')})"),
+        ("energy", f"{engineering(summary['energy_j'], 'J')} ({engineering(summary['power_w'], 'W')})"),
+        (
+            "arithmetic",
+            f"{engineering(summary['flops'], 'FLOP')} at {engineering(roof['achieved_flops_per_s'], 'FLOP/s')}",
+        ),
+        ("DRAM traffic", binary_size(summary["dram_bytes"])),
+        ("roofline", f"{roof['intensity_flop_per_byte'] or 0:.3g} FLOP/B, {roof['bound']} bound"),
+        ("utilization", ", ".join(f"{unit} {share:.1%}" for unit, share in busy)),
+        ("simulated in", f"{summary['wall_s']:.2f} s"),
+    ]
+    rows = [row for row in rows if row[1] != "-"]
+    print_table(f"{summary['workload']} on {summary['hardware']}", ["", "value"], rows)
+
+
+def _print_operators(report: Report) -> None:
+    """The operators that take longest, each with its share of the sum of operator times (operators may overlap)."""
+    columns = report.operator_columns
+    table: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    whole = sum(row["time_s"] for row in table) or 1.0
+    longest = sorted(table, key=lambda row: -row["time_s"])[:TOP]
+    several = len({row["pass"] for row in table}) > 1
+    heads = ["operator", "count", "time", "share", "FLOP/s", "DRAM", "FLOP/B", "bound", "energy"]
+    rows = [
+        [
+            f"{row['pass']} {row['operator']}" if several else row["operator"],
+            f"{row['count']:,}",
+            engineering(row["time_s"], "s"),
+            f"{row['time_s'] / whole:.1%}",
+            engineering(row["achieved_flops_per_s"], ""),
+            binary_size(row["dram_bytes"]),
+            "-" if row["intensity_flop_per_byte"] is None else f"{row['intensity_flop_per_byte']:.3g}",
+            row["bound"],
+            engineering(row["energy_j"], "J"),
+        ]
+        for row in longest
+    ]
+    title = f"The {len(rows)} longest of {len(table)} operators" if len(rows) < len(table) else "Operators"
+    print_table(title, heads, rows, right=[head for head in heads if head not in ("operator", "bound")])

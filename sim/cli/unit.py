@@ -1,0 +1,107 @@
+"""The commands `unit dram` and `unit gemm`: one component of a machine on its own, for validation and for study."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sim.cli.printing import engineering, print_json, print_table
+
+unit = typer.Typer(name="unit", help="Run one component on its own.", pretty_exceptions_enable=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+class Dataflow(StrEnum):
+    """Which operand stays in the array."""
+
+    ws = "ws"
+    os = "os"
+    is_ = "is"
+
+
+class Preload(StrEnum):
+    """Whether loading the stationary operand overlaps the stream."""
+
+    fold_serial = "fold_serial"
+    double_buffered = "double_buffered"
+
+
+@unit.callback(invoke_without_command=True)
+def _unit(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@unit.command()
+def dram(
+    memory: Annotated[str, typer.Argument(help="A memory that ships (opcycle list memories) or a YAML file.")],
+    trace: Annotated[Path, typer.Argument(help="One request a line: LD or ST, byte address, optional arrival cycle.")],
+    channels: Annotated[int, typer.Option(help="Channels that the addresses are spread over.", min=1)] = 1,
+    set_: Annotated[list[str], typer.Option("--set", help="Replace a value of the memory: policy=frfcfs.")] = [],  # noqa: B006
+    in_flight: Annotated[int, typer.Option(help="Most requests under way at once; 0 is no limit.", min=0)] = 0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Count timing violations with the independent checker.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw bank activity and bandwidth over time into this folder.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Serve a file of reads and writes on a DRAM, command by command."""
+    from sim.cli.settings import settings
+    from sim.dram_unit import run
+
+    result = run(
+        memory,
+        trace,
+        channels=channels,
+        overrides=settings(set_, ("",))[""],
+        in_flight=in_flight,
+        check=check,
+        plot=plot,
+    )
+    if json:
+        print_json(result)
+        return
+    _print_flat(f"{memory}, {channels} channel{'s' if channels > 1 else ''}: {trace}", result)
+
+
+@unit.command()
+def gemm(
+    m: Annotated[int, typer.Argument(metavar="M", help="Rows of the result.", min=1)],
+    n: Annotated[int, typer.Argument(metavar="N", help="Columns of the result.", min=1)],
+    k: Annotated[int, typer.Argument(metavar="K", help="Length of each dot product.", min=1)],
+    rows: Annotated[int, typer.Option(help="Rows of the array.", min=1)],
+    cols: Annotated[int, typer.Option(help="Columns of the array.", min=1)],
+    dataflow: Annotated[Dataflow, typer.Option(help="Weight-, output- or input-stationary.")],
+    preload: Annotated[
+        Preload, typer.Option(help="Load of the stationary operand: after each fold, or under the stream of the last.")
+    ] = Preload.fold_serial,
+    json: Json = False,
+) -> None:
+    """Multiply M x K by K x N on one systolic array, operands always present."""
+    from sim.cost import unit_gemm
+
+    result = unit_gemm(rows, cols, dataflow.value, m, n, k, preload.value)
+    if json:
+        print_json(result)
+        return
+    _print_flat(f"{m} x {k} times {k} x {n} on a {rows} x {cols} array, {dataflow.value}, {preload.value}", result)
+
+
+def _print_flat(title: str, result: dict[str, object]) -> None:
+    rows: list[tuple[str, str]] = []
+    for key, value in result.items():
+        items = value.items() if isinstance(value, dict) else [("", value)]
+        rows += [(f"{key} {name}".strip(), _shown(f"{key} {name}", number)) for name, number in items]
+    print_table(title, ["quantity", "value"], rows, right=["value"])
+
+
+def _shown(key: str, value: object) -> str:
+    if "bytes_per_s" in key and isinstance(value, (int, float)):
+        return engineering(float(value), "B/s")
+    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

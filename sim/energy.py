@@ -1,0 +1,262 @@
+"""Turns counts of what happened into energy: on-chip events by a table of one technology node, DRAM by its currents.
+
+Energy is worked out after the run from the same counts that the report shows, and never influences time. Every row
+keeps the sentence that vouches for its energy per event, so that a total can be traced to its sources.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.document import Document
+from sim.dram_energy import dram_rows
+from sim.energy_row import COMPONENTS, EnergyRow
+from sim.energy_tables import EnergyTable, load_table, mac_cost, source_text
+from sim.joins import advances_ps, spans_ps, work_by_operator
+from sim.passes import MemoryCounts, PassResult
+
+if TYPE_CHECKING:
+    from sim.hardware import Hardware
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class OnChipRates:
+    """Picojoules per event of one machine's chip; what `energy_rows` and the shares by operator multiply."""
+
+    table: EnergyTable
+    document: Document
+    sram_read_pj_per_byte: float
+    sram_write_pj_per_byte: float
+    wire_pj_per_byte: float
+    wire_mm: float
+    scratchpad_bytes: int
+    sram_bytes: int
+    lanes: int
+
+    @property
+    def leakage_w(self) -> tuple[float, float]:
+        """Watts of all on-chip memory and of all lanes."""
+        return self.table.leakage.sram_per_mib * self.sram_bytes / MIB, self.table.leakage.mac_lane * self.lanes
+
+
+def on_chip_rates(machine: Hardware) -> OnChipRates:
+    """The rates of the table that `machine.energy` names, for the machine's sizes. Raises ConfigError."""
+    table, document = load_table(machine.energy.table)
+    read, write = table.sram.access_pj_per_byte(machine.scratchpad.capacity)
+    return OnChipRates(
+        table=table,
+        document=document,
+        sram_read_pj_per_byte=read,
+        sram_write_pj_per_byte=write,
+        wire_pj_per_byte=8 * table.wire.energy * machine.energy.wire_length,
+        wire_mm=machine.energy.wire_length,
+        scratchpad_bytes=machine.scratchpad.capacity,
+        sram_bytes=machine.cores * (machine.scratchpad.capacity + machine.accumulator.capacity),
+        lanes=machine.cores * machine.array.count * machine.array.rows * machine.array.columns,
+    )
+
+
+def on_chip_rows(rates: OnChipRates, macs: Mapping[str, int], work: Mapping[str, int], time_ps: int) -> list[EnergyRow]:
+    """Rows of the chip: `macs` by number format, `work` by column of a TaskTable, leakage over `time_ps`."""
+    table = rates.table
+
+    def source(key: str) -> str:
+        return source_text(rates.document, key)
+
+    rows = []
+    for name in sorted(macs):
+        key, cost = mac_cost(table, name)
+        note = f"{key} with {cost.accumulate} sum; " if key == name else f"{name} as {key} with {cost.accumulate} sum; "
+        rows.append(EnergyRow("array", f"mac {name}", macs[name], "MAC", cost.energy, note + source(f"mac.{key}")))
+    for name in sorted(macs):
+        _, cost = mac_cost(table, name)
+        bytes_moved = macs[name] * cost.register_bytes
+        rows.append(
+            EnergyRow(
+                "array",
+                f"pipeline registers {name}",
+                bytes_moved,
+                "byte",
+                table.register_.pipeline_per_byte,
+                source("register.pipeline_per_byte"),
+            )
+        )
+    operations = work["vector_ops"]
+    sram = f"memory of {min(rates.scratchpad_bytes, table.sram.macro)} B; "
+    moved_bytes = work["sram_read_bytes"] + work["sram_write_bytes"]
+    memory_w, lanes_w = rates.leakage_w
+    rows += [
+        EnergyRow("vector", "arithmetic", operations, "operation", table.vector.operation, source("vector.operation")),
+        EnergyRow(
+            "vector",
+            "register file",
+            operations * table.vector.register_bytes,
+            "byte",
+            table.register_.file_per_byte,
+            source("register.file_per_byte"),
+        ),
+        EnergyRow(
+            "accumulator",
+            "access",
+            work["accumulator_bytes"],
+            "byte",
+            table.accumulator.energy_per_byte,
+            source("accumulator.energy_per_byte"),
+        ),
+        EnergyRow(
+            "scratchpad",
+            "read",
+            work["sram_read_bytes"],
+            "byte",
+            rates.sram_read_pj_per_byte,
+            sram + source("sram.points.0"),
+        ),
+        EnergyRow(
+            "scratchpad",
+            "write",
+            work["sram_write_bytes"],
+            "byte",
+            rates.sram_write_pj_per_byte,
+            sram + source("sram.points.0"),
+        ),
+        EnergyRow(
+            "wire",
+            "scratchpad to units",
+            moved_bytes,
+            "byte",
+            rates.wire_pj_per_byte,
+            f"{rates.wire_mm:g} mm; {source('wire.energy')}",
+        ),
+        EnergyRow(
+            "leakage",
+            "on-chip memory",
+            time_ps,
+            "ps",
+            memory_w,
+            f"{rates.sram_bytes / MIB:g} MiB; {source('leakage.sram_per_mib')}",
+        ),
+        EnergyRow(
+            "leakage", "array lanes", time_ps, "ps", lanes_w, f"{rates.lanes} lanes; {source('leakage.mac_lane')}"
+        ),
+    ]
+    return rows
+
+
+def energy_rows(
+    machine: Hardware, passes: Sequence[PassResult], work: Sequence[Mapping[str, NDArray[np.int64]]] | None = None
+) -> list[EnergyRow]:
+    """Every row of the energy of a run, in the order of COMPONENTS; rows without events are left out.
+
+    `work` may hold `work_by_operator` of each pass where the caller has it. Each pass counts `repeat` times. Raises
+    ConfigError where the machine names an unknown table, or a number format that the table lacks.
+    """
+    rates = on_chip_rates(machine)
+    totals: dict[str, int] = {}
+    macs: dict[str, int] = {}
+    time_ps = 0
+    for result, sums in zip(passes, work or [work_by_operator(p) for p in passes], strict=True):
+        for name, column in sums.items():
+            totals[name] = totals.get(name, 0) + result.repeat * int(column.sum())
+        for number_format, count in _macs_by_format(result, sums["macs"]).items():
+            macs[number_format] = macs.get(number_format, 0) + result.repeat * count
+        time_ps += result.repeat * result.schedule.makespan_ps
+    rows = on_chip_rows(rates, macs, totals or dict.fromkeys(_NO_WORK, 0), time_ps)
+    rows += dram_rows(machine.dram, total_counts(passes), machine.energy.dram_io)
+    rows = [row for row in rows if row.count]
+    return sorted(rows, key=lambda row: COMPONENTS.index(row.component))
+
+
+_NO_WORK = ("vector_ops", "sram_read_bytes", "sram_write_bytes", "accumulator_bytes")
+
+
+def _macs_by_format(result: PassResult, macs: NDArray[np.int64]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for operator, count in zip(result.ops, macs.tolist(), strict=True):
+        if count:
+            found[operator.format] = found.get(operator.format, 0) + count
+    return found
+
+
+def total_counts(passes: Sequence[PassResult]) -> MemoryCounts:
+    """The memory's counts of a whole run: those of each pass times its repeats, summed."""
+    commands: dict[str, int] = {}
+    standby: dict[str, int] = {}
+    for result in passes:
+        for into, counted in (
+            (commands, result.schedule.memory.commands),
+            (standby, result.schedule.memory.standby_ps),
+        ):
+            for name, count in counted.items():
+                into[name] = into.get(name, 0) + result.repeat * int(count)
+
+    def total(name: str) -> int:
+        return sum(p.repeat * int(getattr(p.schedule.memory, name)) for p in passes)
+
+    return MemoryCounts(
+        commands=commands,
+        standby_ps=standby,
+        bytes_read=total("bytes_read"),
+        bytes_written=total("bytes_written"),
+        row_hits=total("row_hits"),
+        row_misses=total("row_misses"),
+        row_conflicts=total("row_conflicts"),
+    )
+
+
+def operator_energy_j(
+    machine: Hardware,
+    passes: Sequence[PassResult],
+    work: Sequence[Mapping[str, NDArray[np.int64]]],
+    rows: Sequence[EnergyRow],
+) -> list[dict[str, NDArray[np.float64]]]:
+    """Energy of each operator with all repeats of its pass: for each pass {component: float64[operators]}, in joules.
+
+    On-chip events are the operator's own. What belongs to no single operator is shared out: the DRAM's energy by DRAM
+    bytes (by advances where nothing was moved), leakage by advances, the time that each operator added to the run.
+    `rows` are those of `energy_rows`; shares sum to them.
+    """
+    rates = on_chip_rates(machine)
+    table = rates.table
+    vector_pj = table.vector.operation + table.vector.register_bytes * table.register_.file_per_byte
+    advances = [p.repeat * advances_ps(spans_ps(p.tasks.op, p.schedule, len(p.ops))[1]) for p in passes]
+    moved = [p.repeat * (w["dram_read_bytes"] + w["dram_write_bytes"]) for p, w in zip(passes, work, strict=True)]
+    total = {c: math.fsum(row.energy_j for row in rows if row.component == c) for c in ("dram", "leakage")}
+    dram = _shares(moved if any(m.any() for m in moved) else advances)
+    leakage = _shares(advances)
+    parts = []
+    for i, (result, sums) in enumerate(zip(passes, work, strict=True)):
+        once = 1e-12 * result.repeat
+        reads, writes = sums["sram_read_bytes"], sums["sram_write_bytes"]
+        joules = {
+            "array": once * sums["macs"] * _mac_pj(table, result, sums["macs"]),
+            "vector": once * sums["vector_ops"] * vector_pj,
+            "accumulator": once * sums["accumulator_bytes"] * table.accumulator.energy_per_byte,
+            "scratchpad": once * (reads * rates.sram_read_pj_per_byte + writes * rates.sram_write_pj_per_byte),
+            "wire": once * (reads + writes) * rates.wire_pj_per_byte,
+            "dram": total["dram"] * dram[i],
+            "leakage": total["leakage"] * leakage[i],
+        }
+        parts.append({component: np.asarray(joules[component], np.float64) for component in COMPONENTS})
+    return parts
+
+
+def _mac_pj(table: EnergyTable, result: PassResult, macs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Picojoules of one multiply-accumulate of each operator with its pipeline registers; 0 where it has none."""
+    each: dict[str, float] = {}
+    for number_format in {o.format for o, count in zip(result.ops, macs.tolist(), strict=True) if count}:
+        _, cost = mac_cost(table, number_format)
+        each[number_format] = cost.energy + cost.register_bytes * table.register_.pipeline_per_byte
+    return np.array([each.get(o.format, 0.0) for o in result.ops], np.float64)
+
+
+def _shares(amounts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+    total = sum(int(a.sum()) for a in amounts)
+    return [a / total if total else np.zeros(len(a)) for a in amounts]

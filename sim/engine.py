@@ -1,0 +1,78 @@
+"""Simulates a workload on a machine: one pass after another, each from an idle machine, equal passes once.
+
+A pass starts when the one before has ended (a token must be known before the next step), with an idle machine and the memory's
+refresh at its start. So a pass has one result wherever it stands, and equal passes are simulated once (`reuse=False` runs
+each; a test shows that the results are equal).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sim.execute import execute
+from sim.hardware import Hardware
+from sim.lower import lower_pass
+from sim.lower.lowering import check_capacity
+from sim.mapper import SimulatedMapper
+from sim.passes import PassResult
+from workloads.trace import Block, Pass
+
+if TYPE_CHECKING:
+    from sim.result import Report
+    from workloads import Workload
+
+Progress = Callable[[str, int, int], None]
+
+
+class Engine:
+    """One machine and what was found out about it: tilings and passes."""
+
+    def __init__(self, machine: Hardware, *, symmetry: bool = True, steady: bool = True, reuse: bool = True) -> None:
+        self.machine = machine
+        self.symmetry, self.steady, self.reuse = symmetry, steady, reuse
+        self.mapper = SimulatedMapper(machine)
+        self._known: dict[tuple[Block, ...], PassResult] = {}
+
+    def run(self, work: Pass) -> PassResult:
+        """Simulate one pass."""
+        known = self._known.get(work.blocks) if self.reuse else None
+        if known is not None:
+            ops = tuple(replace(row, pass_name=work.name, phase=work.phase) for row in known.ops)
+            return replace(
+                known, name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated,
+                repeat=work.repeat, ops=ops,
+            )  # fmt: skip
+        lowered = lower_pass(self.machine, work, self.mapper, self.symmetry)
+        schedule = execute(lowered.linked, self.machine.dram, self.steady)
+        result = PassResult(
+            name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated, repeat=work.repeat,
+            ops=lowered.ops, units=lowered.units, tasks=lowered.linked.table(), schedule=schedule,
+        )  # fmt: skip
+        if self.reuse:
+            self._known[work.blocks] = result
+        return result
+
+
+def simulate(machine: Hardware, workload: Workload, progress: Progress | None = None, engine: Engine | None = None) -> Report:
+    """Simulate all passes of `workload` on `machine` and return the Report.
+
+    `progress` is called with (what, done, total). Raises ConfigError if the model does not fit in the memory or needs a unit
+    that the machine lacks.
+    """
+    from sim.result import Report
+
+    began = time.perf_counter()
+    trace = workload.trace()
+    check_capacity(machine, trace.weight_bytes, trace.kv_bytes, f"{trace.model} (batch {trace.batch})")
+    engine = engine or Engine(machine)
+    passes = []
+    for number, work in enumerate(trace.passes):
+        if progress:
+            progress(work.name, number, len(trace.passes))
+        passes.append(engine.run(work))
+    if progress:
+        progress("done", len(trace.passes), len(trace.passes))
+    return Report(machine, workload, tuple(passes), wall_s=time.perf_counter() - began)

@@ -1,0 +1,84 @@
+"""Runs a linked Program on the executor and reads the Schedule and the memory's counts out of its arrays."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+
+from sim.kernels import dram_tables as at
+from sim.kernels.dram import advance, settle, standby
+from sim.kernels.machine import run, to_ps, to_tick
+from sim.kernels.program import NEVER, Result
+from sim.lower.link import Linked
+from sim.passes import MemoryCounts, Schedule
+from sim.standards import Memory, compile_memory, new_state
+
+COMMANDS = {
+    "ACT": at.ACT, "PRE": at.PRE, "RD": at.RD, "WR": at.WR, "PREA": at.PREA, "REFab": at.REF, "REFpb": at.REFB,
+    "REFsb": at.REFS,
+}  # fmt: skip
+
+
+_TABLES: dict[tuple[str, bool], at.DramTables] = {}
+
+
+def tables(memory: Memory, steady: bool) -> at.DramTables:
+    """The compiled memory, remembered; `steady` switches the steady-state shortcut."""
+    key = (memory.model_dump_json(by_alias=True), steady)
+    if key not in _TABLES:
+        _TABLES[key] = compile_memory(memory, steady=steady)
+    return _TABLES[key]
+
+
+def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
+    """Run `linked` from an idle machine with a fresh memory. Raises RuntimeError that names a task if the waits form a cycle."""
+    program = linked.program
+    tasks = program.unit.shape[0]
+    result = Result(*(np.full(tasks, -1, np.int64) for _ in range(3)))
+    t = tables(memory, steady)
+    classes = program.seg_ptr.shape[0]
+    state = new_state(t, classes, linked.ring)
+    period = memory.period
+    num, den = period.numerator, period.denominator
+    done = run(program, result, t, state, num, den)
+    if done < 0:
+        raise RuntimeError(f"{linked.ring} segments a channel are too few for the transfers under way")
+    if done < tasks:
+        stuck = int(np.flatnonzero(result.finish < 0)[0])
+        raise RuntimeError(f"only {done} of {tasks} tasks could run; task {stuck} waits for one that never ends")
+    end = int(result.finish.max(initial=0))
+    for c in range(classes):
+        advance(t, state, c, NEVER)
+        end = max(end, int(to_ps(state.scalar[c, at.LAST_END], num, den)))
+    return Schedule(
+        start_ps=result.start,
+        release_ps=result.release,
+        finish_ps=result.finish,
+        makespan_ps=end,
+        memory=_counts(linked, memory, t, state, end, period),
+    )
+
+
+def _counts(
+    linked: Linked, memory: Memory, t: at.DramTables, state: at.ChannelState, end_ps: int, period: Fraction
+) -> MemoryCounts:
+    """Counters of each class, times the channels that it stands for."""
+    tick = int(to_tick(end_ps, period.numerator, period.denominator))
+    times = np.zeros(3, np.int64)
+    for c in range(linked.weight.shape[0]):
+        settle(t, state, c, tick)
+        times += np.array(standby(t, state, c, tick), np.int64) * linked.weight[c]
+    counts = linked.weight @ state.count
+    picoseconds = [int(n) * period.numerator // period.denominator for n in times]
+    busy = [int(n) * period.numerator // period.denominator for n in state.count[:, at.BUSY]]
+    return MemoryCounts(
+        commands={name: int(counts[row]) for name, row in COMMANDS.items() if counts[row]},
+        standby_ps=dict(zip(("active", "precharged", "refresh"), picoseconds, strict=True)),
+        bytes_read=int(counts[at.RD]) * memory.burst_bytes,
+        bytes_written=int(counts[at.WR]) * memory.burst_bytes,
+        row_hits=int(counts[at.HITS]),
+        row_misses=int(counts[at.MISSES]),
+        row_conflicts=int(counts[at.CONFLICTS]),
+        channel_busy_ps=tuple(busy[c] for c in linked.channels),
+    )

@@ -1,0 +1,213 @@
+"""What a machine description may say: the pydantic schema of `opcycle/hardware/1`, and the reader of such files.
+
+A Hardware is frozen and complete: every value that the lowering or the energy model uses is here or in the memory and energy
+tables that it names. Checks that need several fields stand at the bottom of each class.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from sim.units import Bytes, Energy, Frequency, Length, Time
+
+if TYPE_CHECKING:
+    from sim.standards import Memory
+
+SCHEMA = "opcycle/hardware/1"
+
+
+def _rate(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, str, Fraction)):
+        raise ValueError("must be an integer or a fraction such as 1/2")
+    return Fraction(value)
+
+
+Rate = Annotated[
+    Fraction,
+    BeforeValidator(_rate),
+    Field(gt=0, json_schema_extra={"type": ["integer", "string"]}),
+]
+Positive = Annotated[int, Field(gt=0, le=2**40)]
+
+
+class Dataflow(StrEnum):
+    """Which operand stays in the array."""
+
+    WS = "ws"
+    OS = "os"
+    IS = "is"
+
+
+class Preload(StrEnum):
+    """Whether loading the stationary operand overlaps the stream (SCALE-Sim: no; as built NPUs: yes)."""
+
+    FOLD_SERIAL = "fold_serial"
+    DOUBLE_BUFFERED = "double_buffered"
+
+
+class Strict(BaseModel):
+    """Base of every section: frozen, no unknown keys, hashed by content (sections key the caches of the lowering)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
+
+    @cached_property
+    def _content(self) -> str:
+        return self.model_dump_json(by_alias=True)
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+
+class Array(Strict):
+    """The systolic arrays; `count` of them work on one operator together."""
+
+    count: Positive = Field(description="arrays of one core")
+    rows: Positive
+    columns: Positive
+    dataflow: Dataflow = Field(description="ws, os or is")
+    preload: Preload
+    formats: dict[str, Rate] = Field(description="number format: multiply-accumulates per PE and cycle", min_length=1)
+    accumulate: str = Field(description="number format of the accumulators")
+    reload: Literal["chunk", "tile"] = Field(
+        default="tile", description="stationary operand loaded once per tile, or again for each `rows` rows of stream"
+    )
+    issue_floor: Positive = Field(default=1, description="fewest cycles between two streams")
+    cold_load: int | None = Field(default=None, ge=0, description="cycles to fill an empty array; default 2 rows - 1")
+    drain: bool = Field(default=False, description="fold-serial output-stationary: charge the shift of results")
+
+
+class Vector(Strict):
+    """The vector units: softmax, normalisation, activation, rotary, residual."""
+
+    count: Positive = Field(description="vector units of one core")
+    lanes: Positive
+    cycles: dict[str, Positive] = Field(description="cycles of one instruction: add, mul, exp, ...", min_length=1)
+    rows_per_vector: Positive = Field(default=1, description="rows that share one vector in row-wise functions")
+    simple_slots: Positive = Field(default=1, description="simple instructions issued in a cycle")
+    special_parallel: bool = Field(default=False, description="exp, tanh ... run beside the simple instructions")
+    reduce_cycles: int | None = Field(default=None, ge=0, description="one reduction over lanes; default log2 steps")
+
+
+class Scratchpad(Strict):
+    """On-chip operand memory of one core; a part of it holds activations between operators."""
+
+    capacity: Bytes
+    read_bytes_per_cycle: Positive
+    write_bytes_per_cycle: Positive
+    activation_share: Annotated[Fraction, BeforeValidator(_rate), Field(ge=0, lt=1)] = Field(
+        description="part of the capacity that may hold activations between operators",
+        json_schema_extra={"type": ["integer", "string"]},
+    )
+
+
+class Accumulator(Strict):
+    """On-chip memory of the partial sums of one core."""
+
+    capacity: Bytes
+
+
+class Dma(Strict):
+    """Engines that move tiles between DRAM and scratchpad."""
+
+    loads: Positive = Field(description="load tiles under way at once, of one core")
+    stores: Positive = Field(description="store tiles under way at once, of one core")
+    setup: Time = Field(description="from descriptor to first request")
+
+
+class MemoryUse(Strict):
+    """Which memory, how many channels, and what differs from its file."""
+
+    standard: str = Field(description="a memory's name or YAML path")
+    channels: Positive
+    settings: dict[str, Any] = Field(default_factory=dict, description="values that replace those of the memory's file")
+
+
+class Software(Strict):
+    """Costs that are not hardware, kept as a term of their own."""
+
+    launch: Time = Field(description="per operator, before its first task")
+
+
+class EnergyUse(Strict):
+    """Which energy table, and the geometry it needs."""
+
+    table: str = Field(description="name of a table in hwconfigs/energy or a YAML path")
+    wire_length: Length = Field(description="mean distance between scratchpad and arrays")
+    dram_io: Energy | None = Field(default=None, description="per bit, replaces the memory's own figure")
+
+
+class Hardware(Strict):
+    """A machine of systolic arrays, vector units, scratchpad, DMA and DRAM channels."""
+
+    schema_: Literal["opcycle/hardware/1"] = Field(alias="schema")
+    name: str = Field(min_length=1)
+    description: str
+    technology: str = Field(description="technology node, e.g. 7 nm")
+    clock: Frequency
+    cores: Positive = Field(description="each with arrays, vector units, scratchpad and DMA of its own")
+    array: Array
+    vector: Vector
+    scratchpad: Scratchpad
+    accumulator: Accumulator
+    dma: Dma
+    memory: MemoryUse
+    attention: Literal["flash", "unfused"] = Field(description="flash: fused on chip where it fits")
+    software: Software
+    energy: EnergyUse
+
+    @model_validator(mode="after")
+    def _geometry(self) -> Hardware:
+        tile = self.array.rows * self.array.columns
+        if self.scratchpad.capacity < 4 * tile:
+            raise ValueError(
+                f"scratchpad.capacity of {self.scratchpad.capacity} B is too small for double-buffered tiles of the "
+                f"{self.array.rows}x{self.array.columns} array; at least {4 * tile} B"
+            )
+        if self.accumulator.capacity < 8 * tile:
+            raise ValueError(
+                f"accumulator.capacity of {self.accumulator.capacity} B is too small for two output tiles of the "
+                f"{self.array.rows}x{self.array.columns} array; at least {8 * tile} B"
+            )
+        return self
+
+    @cached_property
+    def dram(self) -> Memory:
+        """The memory that `memory` names, with its settings applied."""
+        from sim.standards import load_memory
+
+        return load_memory(self.memory.standard, dict(self.memory.settings))
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes of DRAM on all channels."""
+        return self.dram.capacity_bytes_per_channel * self.memory.channels
+
+    @property
+    def peak_bytes_per_s(self) -> float:
+        """Bytes per second of all channels at the data bus's rate."""
+        return float(self.dram.channel_peak_bytes_per_s * self.memory.channels)
+
+    def peak_flops_per_s(self, number_format: str) -> float:
+        """FLOP/s (two a multiply-accumulate) of all arrays in `number_format`."""
+        pes = self.cores * self.array.count * self.array.rows * self.array.columns
+        return float(2 * pes * self.clock * self.array.formats[number_format])
+
+
+def load_hardware(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Hardware:
+    """Read a machine that ships (`neupims`) or a YAML file; `overrides` maps dotted keys to values.
+
+    Raises ConfigError for anything that the schema or the geometry does not allow.
+    """
+    from sim.catalog import find
+    from sim.config import apply_overrides, build, load_yaml
+
+    document = load_yaml(find("hardware", name_or_path))
+    if overrides:
+        document = apply_overrides(document, overrides)
+    return build(Hardware, document)

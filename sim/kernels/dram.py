@@ -1,0 +1,224 @@
+"""Runs memory channels command by command: takes segments of bursts in, and gives the tick at which each is complete.
+
+A channel keeps a ring of segments (contiguous channel-local bursts of one direction and task). Its front end takes bursts
+in order, at most one a clock, while the queue has room; the controller of `dram_issue` serves them. `advance` may be called
+with any sequence of limits: the commands are the same.
+"""
+
+import numpy as np
+
+from sim.kernels.dram_issue import accept, fall_due, find_best, has_room, idle_refreshes, issue_bank, issue_rank
+from sim.kernels.dram_tables import (
+    BANK_BITS,
+    BEST,
+    BEST_TICK,
+    CLASS_SHIFT,
+    CLOCK,
+    CURSOR,
+    DATA_END,
+    DUE,
+    FRONT,
+    IS_WRITE,
+    LAST_READ_END,
+    MODE,
+    NEVER,
+    OPEN,
+    OWNER,
+    QUEUED_R,
+    QUEUED_W,
+    RD,
+    REMAINING,
+    SEGMENT,
+    SEGMENTS,
+    SINCE,
+    STALE,
+    TASK,
+    TIME_ACTIVE,
+    TIME_PRECHARGED,
+    TIME_REFRESH,
+    VISIBLE,
+    WANTED,
+    WANT_R,
+    ChannelState,
+    DramTables,
+)
+from sim.kernels.jit import inlined, leaf
+
+__all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "standby", "step"]
+
+
+@leaf
+def push(t, s, c, lo, n, is_write, task, tick):
+    """Append to class `c` a segment of `n` >= 1 bursts from `lo` that the front end sees from `tick` on.
+
+    Ticks must not decrease from call to call. Returns False, with nothing done, if the ring is full.
+    """
+    x = s.scalar[c]
+    segment = s.segment[c]
+    size = segment.shape[1]
+    p = (x[SEGMENT] + x[SEGMENTS]) % size
+    if x[SEGMENTS] >= size or segment[WANTED, p] > 0:
+        return False
+    segment[CURSOR, p] = lo
+    segment[REMAINING, p] = n
+    segment[IS_WRITE, p] = is_write
+    segment[TASK, p] = task
+    segment[VISIBLE, p] = tick
+    segment[WANTED, p] = n
+    segment[DATA_END, p] = 0
+    x[SEGMENTS] += 1
+    return True
+
+
+@inlined
+def complete(s, c, p, tick):
+    """One burst of segment `p` is served with its data there at `tick`; True if it was the last."""
+    segment = s.segment[c]
+    segment[DATA_END, p] = max(segment[DATA_END, p], tick)
+    segment[WANTED, p] -= 1
+    if segment[WANTED, p] > 0:
+        return False
+    k = s.done_count[c]
+    s.done_task[c, k] = segment[TASK, p]
+    s.done_tick[c, k] = segment[DATA_END, p]
+    s.done_count[c] = k + 1
+    return True
+
+
+@inlined
+def step(t, s, c, until, settling, wait_room):
+    """Simulate class `c` for all ticks below `until`, or up to the tick at which something asked for has happened.
+
+    That is the completion of a segment or, with `wait_room` 0 or 1, an entry leaving the read or write queue. `settling`
+    also accounts for refreshes of an idle channel up to `until`. Returns the tick of the next thing to do, NEVER if idle.
+    """
+    x = s.scalar[c]
+    bank = s.bank[c]
+    ready = s.ready[c]
+    near = s.near[c]
+    rank = s.rank[c]
+    ring = s.ring[c]
+    entry = s.entry[c]
+    segment = s.segment[c]
+    count = s.count[c]
+    log = s.log[c]
+    now = x[CLOCK]
+    acted = False
+    stop = False
+    while True:
+        arrival = NEVER
+        p = x[SEGMENT]
+        d = np.int64(0)
+        if x[SEGMENTS] > 0:
+            d = segment[IS_WRITE, p]
+            if has_room(t, x, d):
+                arrival = max(segment[VISIBLE, p], max(x[FRONT], now))
+        if x[QUEUED_R] + x[QUEUED_W] == 0:
+            if arrival == NEVER and not settling:
+                tick = NEVER
+                break
+            horizon = min(until, arrival)
+            if x[DUE] < horizon:
+                idle_refreshes(t, x, ready, near, rank, ring, count, log, horizon)
+        if x[STALE] == 1:
+            find_best(t, x, bank, near, rank, now)
+        tick = min(min(arrival, x[BEST_TICK]), x[DUE])
+        if tick >= until or (stop and tick > now and not settling):
+            break
+        now = tick
+        acted = True
+        if x[DUE] == tick:
+            fall_due(t, x, bank, ready, rank, entry, tick)
+        elif arrival == tick:
+            burst = segment[CURSOR, p]
+            segment[CURSOR, p] = burst + 1
+            segment[REMAINING, p] -= 1
+            if segment[REMAINING, p] == 0:
+                x[SEGMENTS] -= 1
+                x[SEGMENT] = p + 1 if p + 1 < segment.shape[1] else 0
+            x[FRONT] = tick + t.front_ticks
+            queued = accept(t, x, bank, ready, near, rank, entry, count, burst, d, p, tick)
+            if d == 1:
+                if complete(s, c, p, tick):
+                    stop = True
+            elif not queued:
+                x[LAST_READ_END] = max(x[LAST_READ_END], tick + 1)
+                if complete(s, c, p, tick + 1):
+                    stop = True
+        else:
+            at = x[BEST] & (2**BANK_BITS - 1)
+            e = np.int64(-1)
+            kind = np.int64(-1)
+            if x[BEST] >> CLASS_SHIFT == 0:
+                issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, at, tick)
+            else:
+                kind = bank[WANT_R + x[MODE], at]
+                e = issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, at, tick)
+            if e >= 0:
+                owner = entry[OWNER, e]
+                if kind - RD == wait_room:
+                    stop = True
+                if owner < 0:
+                    s.request_done[-1 - owner] = tick + t.read_ticks if kind == RD else tick
+                elif kind == RD and complete(s, c, owner, tick + t.read_ticks):
+                    stop = True
+    if acted:
+        x[CLOCK] = now + 1
+    if tick >= until and until < NEVER:
+        x[CLOCK] = max(x[CLOCK], until)
+    return tick
+
+
+@leaf
+def advance(t, s, c, until):
+    """Simulate class `c` for all ticks below `until`; return the tick of the next thing to do, NEVER if idle.
+
+    Returns early after the tick in which a segment completed (see `done_count`). Refreshes of an idle channel are
+    accounted for when work arrives, or by `settle`.
+    """
+    return step(t, s, c, until, False, np.int64(-1))
+
+
+@leaf
+def settle(t, s, c, tick):
+    """Work off everything queued and all refreshes due before `tick`, so that the counters speak of that moment."""
+    step(t, s, c, tick, True, np.int64(-1))
+
+
+@leaf
+def standby(t, s, c, tick):
+    """(active, precharged, refresh) ticks of class `c`, summed over its ranks, from tick 0 to `tick`, once settled."""
+    rank = s.rank[c]
+    active = np.int64(0)
+    precharged = np.int64(0)
+    refresh = np.int64(0)
+    for r in range(t.ranks):
+        active += rank[TIME_ACTIVE, r]
+        precharged += rank[TIME_PRECHARGED, r]
+        refresh += rank[TIME_REFRESH, r]
+        rest = tick - rank[SINCE, r]
+        if rest < 0:
+            refresh += rest
+        elif rank[OPEN, r] > 0:
+            active += rest
+        else:
+            precharged += rest
+    return active, precharged, refresh
+
+
+@leaf
+def offer(t, s, c, burst, is_write, request, tick):
+    """Offer one request of a trace to class `c`, which has simulated all ticks below `tick`; False if refused.
+
+    `s.request_done[request]` gets the tick of the last data beat (read) or of the command (write).
+    """
+    x = s.scalar[c]
+    if not has_room(t, x, is_write):
+        return False
+    if not accept(
+        t, x, s.bank[c], s.ready[c], s.near[c], s.rank[c], s.entry[c], s.count[c], burst, is_write, -1 - request, tick
+    ):
+        s.request_done[request] = tick + 1
+        if is_write == 0:
+            x[LAST_READ_END] = max(x[LAST_READ_END], tick + 1)
+    return True

@@ -1,0 +1,472 @@
+"""The controller of one channel: turns queued requests and due refreshes into the next legal command, and issues it.
+
+All functions work on the arrays of one channel class (rows of a ChannelState). Ticks only ever grow; a rule is kept as the
+earliest tick at which a command may follow, per bank and per bank group, so that the next command is a minimum over the
+banks that have work.
+"""
+
+import numpy as np
+
+from sim.kernels.dram_tables import (
+    ABSORBED,
+    ACT,
+    ACTIVE_COUNT_R,
+    ACTIVE_R,
+    ADDRESS,
+    AGE,
+    ARRIVAL,
+    BACK,
+    BANK_BITS,
+    BEST,
+    BEST_TICK,
+    BUSY,
+    BUS_COLUMN,
+    BUS_ROW,
+    CLASS_SHIFT,
+    CONFLICTS,
+    DUE,
+    ENTRY_BANK,
+    ENTRY_ROW,
+    FAR,
+    FORWARD,
+    FORWARDED,
+    FREE_R,
+    FROM_R,
+    HEAD_R,
+    HEAD_W,
+    HITS,
+    HIT_R,
+    HIT_W,
+    LAST_END,
+    LAST_READ_END,
+    LAST_WRITE,
+    LOGGED,
+    MISSES,
+    MODE,
+    MOST_AHEAD,
+    NEAR_R,
+    NEVER,
+    NEXT_AGE,
+    NEXT_DUE,
+    N_COMMANDS,
+    OPEN,
+    ORDER_BITS,
+    ORDER_MASK,
+    ORDER_R,
+    OWNER,
+    PICK_R,
+    PLACE_R,
+    PRE,
+    PREA,
+    QUEUED_R,
+    QUEUED_W,
+    RD,
+    READS_DONE,
+    READ_LATENCY,
+    REF,
+    ROW,
+    SINCE,
+    STALE,
+    STREAK,
+    TAIL_R,
+    TIME_ACTIVE,
+    TIME_PRECHARGED,
+    TIME_REFRESH,
+    TOUCHED,
+    WAITING_REFRESH,
+    WAITS,
+    WANT_R,
+    bank_and_row,
+)
+from sim.kernels.jit import inlined
+
+
+@inlined
+def choose(t, bank, ready, rank, entry, b, d):
+    """Decide what bank `b` wants for direction `d`: its oldest row hit (at most `cap` past older requests) or its head."""
+    e = bank[HEAD_R + d, b]
+    g = t.group_of[b]
+    if e < 0 or rank[WAITS, t.rank_of[g]] > 0:
+        bank[FROM_R + d, b] = FAR
+    else:
+        hit = bank[HIT_R + d, b]
+        if bank[ROW, b] < 0:
+            want = np.int64(ACT)
+        elif hit >= 0 and (hit == e or bank[STREAK, b] < t.cap):
+            want = np.int64(RD + d)
+            e = hit
+        else:
+            want = np.int64(PRE)
+        bank[WANT_R + d, b] = want
+        bank[PICK_R + d, b] = e
+        bank[ORDER_R + d, b] = (2 if want <= PRE else 1) << CLASS_SHIFT | entry[AGE, e] << BANK_BITS | b
+        bank[FROM_R + d, b] = ready[b, want]
+        bank[NEAR_R + d, b] = g * N_COMMANDS + want
+
+
+@inlined
+def choose_mode(t, x):
+    """Switch between serving reads and draining writes, with hysteresis between the two watermarks."""
+    reads = x[QUEUED_R]
+    writes = x[QUEUED_W]
+    if x[MODE] == 0:
+        if writes >= t.drain_high or (reads == 0 and writes > 0):
+            x[MODE] = 1
+    elif writes == 0 or (writes <= t.drain_low and reads > 0):
+        x[MODE] = 0
+
+
+@inlined
+def has_room(t, x, d):
+    """Whether the read (d = 0) or write (d = 1) queue takes another request."""
+    if d == 0:
+        return x[QUEUED_R] < t.read_entries
+    return x[QUEUED_W] < t.write_entries
+
+
+@inlined
+def find_write(bank, entry, burst, b):
+    """The waiting write of `burst` in bank `b`, or -1."""
+    e = bank[HEAD_W, b]
+    while e >= 0 and entry[ADDRESS, e] != burst:
+        e = entry[FORWARD, e]
+    return e
+
+
+@inlined
+def accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
+    """Take a request into its queue; True, or False if the write queue already held the address.
+
+    A write to a waiting address replaces it, a read of one is answered from it. The best command found so far is kept
+    where the request cannot beat it.
+    """
+    b, row = bank_and_row(t, burst)
+    if x[QUEUED_W] > 0 and find_write(bank, entry, burst, b) >= 0:
+        count[ABSORBED if d == 1 else FORWARDED] += 1
+        return False
+    e = x[FREE_R + d]
+    x[FREE_R + d] = entry[FORWARD, e]
+    entry[ADDRESS, e] = burst
+    entry[ENTRY_ROW, e] = row
+    entry[ENTRY_BANK, e] = b
+    entry[AGE, e] = x[NEXT_AGE]
+    x[NEXT_AGE] += 1
+    entry[OWNER, e] = owner
+    entry[ARRIVAL, e] = tick
+    entry[TOUCHED, e] = 0
+    entry[FORWARD, e] = -1
+    tail = bank[TAIL_R + d, b]
+    entry[BACK, e] = tail
+    bank[TAIL_R + d, b] = e
+    x[QUEUED_R + d] += 1
+    fresh = tail < 0
+    if fresh:
+        bank[HEAD_R + d, b] = e
+        n = x[ACTIVE_COUNT_R + d]
+        bank[ACTIVE_R + d, n] = b
+        bank[PLACE_R + d, b] = n
+        x[ACTIVE_COUNT_R + d] = n + 1
+    else:
+        entry[FORWARD, tail] = e
+    if bank[ROW, b] == row and bank[HIT_R + d, b] < 0:
+        bank[HIT_R + d, b] = e
+        fresh = True
+    mode = x[MODE]
+    choose_mode(t, x)
+    if fresh:
+        choose(t, bank, ready, rank, entry, b, d)
+        if d == mode:
+            first = max(bank[FROM_R + d, b], near[bank[NEAR_R + d, b]])
+            first = max(first, max(tick, x[BUS_ROW] if bank[WANT_R + d, b] <= PRE else x[BUS_COLUMN]))
+            order = bank[ORDER_R + d, b]
+            if b == x[BEST] & (2**BANK_BITS - 1):
+                x[STALE] = 1
+            elif first < x[BEST_TICK] or (first == x[BEST_TICK] and order < x[BEST]):
+                x[BEST_TICK] = first
+                x[BEST] = order
+    if mode != x[MODE]:
+        x[STALE] = 1
+    return True
+
+
+@inlined
+def remove(x, bank, entry, e, d):
+    """Take entry `e`, the oldest row hit of its bank, out of its queue and find the next hit."""
+    b = entry[ENTRY_BANK, e]
+    after = entry[FORWARD, e]
+    before = entry[BACK, e]
+    if before < 0:
+        bank[HEAD_R + d, b] = after
+    else:
+        entry[FORWARD, before] = after
+    if after < 0:
+        bank[TAIL_R + d, b] = before
+    else:
+        entry[BACK, after] = before
+    row = bank[ROW, b]
+    while after >= 0 and entry[ENTRY_ROW, after] != row:
+        after = entry[FORWARD, after]
+    bank[HIT_R + d, b] = after
+    entry[FORWARD, e] = x[FREE_R + d]
+    x[FREE_R + d] = e
+    x[QUEUED_R + d] -= 1
+    if bank[HEAD_R + d, b] < 0:
+        n = x[ACTIVE_COUNT_R + d] - 1
+        x[ACTIVE_COUNT_R + d] = n
+        place = bank[PLACE_R + d, b]
+        moved = bank[ACTIVE_R + d, n]
+        bank[ACTIVE_R + d, place] = moved
+        bank[PLACE_R + d, moved] = place
+
+
+@inlined
+def find_best(t, x, bank, near, rank, now):
+    """Find the next command: BEST_TICK and BEST, its order, whose lowest bits are the bank (of a refresh, the rank).
+
+    One pass without branches over the banks that have requests of the direction served.
+    """
+    d = x[MODE]
+    row_from = max(now, x[BUS_ROW])
+    column_from = max(now, x[BUS_COLUMN])
+    active = bank[ACTIVE_R + d]
+    own = bank[FROM_R + d]
+    place = bank[NEAR_R + d]
+    order = bank[ORDER_R + d]
+    best = np.int64(MOST_AHEAD << ORDER_BITS)
+    for i in range(x[ACTIVE_COUNT_R + d]):
+        b = np.uintp(active[i])
+        rest = order[b]
+        if rest < 0:
+            break
+        tick = max(max(own[b], near[np.uintp(place[b])]), row_from if rest >> CLASS_SHIFT == 2 else column_from)
+        best = min(best, (min(tick - now, MOST_AHEAD) << ORDER_BITS) + rest)
+    if x[WAITING_REFRESH] > 0:
+        each = t.groups // t.ranks
+        for r in range(t.ranks):
+            if rank[WAITS, r] > 0:
+                k = PREA if rank[OPEN, r] > 0 else REF
+                tick = max(near[r * each * N_COMMANDS + k], row_from)
+                best = min(best, (tick - now << ORDER_BITS) + r)
+    ahead = best >> ORDER_BITS
+    x[BEST_TICK] = now + ahead if ahead < MOST_AHEAD else NEVER
+    x[BEST] = best & ORDER_MASK
+    x[STALE] = 0
+
+
+@inlined
+def constrain(t, ready, near, ring, kind, b, g, tick):
+    """Move the earliest ticks that the rules allow after command `kind` in bank `b` (-1: the rank) of group `g`."""
+    if b >= 0:
+        own = ready[b]
+        own_gap = t.gap_bank[kind]
+        for k in range(N_COMMANDS):
+            own[k] = max(own[k], tick + own_gap[k])
+    gap = t.gap_near[kind, g]
+    for i in range(near.shape[0]):
+        near[i] = max(near[i], tick + gap[i])
+    for w in range(t.window_before.shape[0]):
+        if t.window_before[w] == kind:
+            node = t.window_groups[w, g, 0]
+            size = t.window_size[w]
+            place = ring[w, node, size]
+            ring[w, node, place] = tick
+            place += 1
+            if place == size:
+                place = np.int64(0)
+            ring[w, node, size] = place
+            limit = ring[w, node, place] + t.window_gap[w]
+            after = t.window_after[w]
+            for h in range(t.window_groups[w, g, 1], t.window_groups[w, g, 2]):
+                near[h * N_COMMANDS + after] = max(near[h * N_COMMANDS + after], limit)
+
+
+@inlined
+def next_due(t, x, rank):
+    """Recompute the tick at which the next refresh falls due in a rank that does not wait for one already."""
+    due = NEVER
+    for r in range(t.ranks):
+        if rank[WAITS, r] == 0:
+            due = min(due, rank[NEXT_DUE, r])
+    x[DUE] = due
+
+
+@inlined
+def choose_rank(t, bank, ready, rank, entry, r):
+    """Decide anew for every bank of rank `r`."""
+    each = t.banks // t.ranks
+    for b in range(r * each, (r + 1) * each):
+        choose(t, bank, ready, rank, entry, b, 0)
+        choose(t, bank, ready, rank, entry, b, 1)
+
+
+@inlined
+def fall_due(t, x, bank, ready, rank, entry, tick):
+    """Mark the ranks whose refresh falls due at `tick`: they take no further work until it is done."""
+    for r in range(t.ranks):
+        if rank[WAITS, r] == 0 and rank[NEXT_DUE, r] <= tick:
+            rank[WAITS, r] = 1
+            x[WAITING_REFRESH] += 1
+            choose_rank(t, bank, ready, rank, entry, r)
+    next_due(t, x, rank)
+    x[STALE] = 1
+
+
+@inlined
+def close(rank, r, tick):
+    """One bank less is open in rank `r`."""
+    rank[OPEN, r] -= 1
+    if rank[OPEN, r] == 0:
+        rank[TIME_ACTIVE, r] += tick - rank[SINCE, r]
+        rank[SINCE, r] = tick
+
+
+@inlined
+def write_log(t, x, log, kind, tick, g, b, row):
+    """Append a command to the log while it has room."""
+    n = x[LOGGED]
+    if n < log.shape[0]:
+        per_rank = t.groups // t.ranks
+        log[n, 0] = kind
+        log[n, 1] = tick
+        log[n, 2] = t.rank_of[g]
+        log[n, 3] = -1
+        log[n, 4] = -1
+        if b >= 0:
+            log[n, 3] = g % per_rank
+            log[n, 4] = b % (t.banks // t.groups)
+        log[n, 5] = row
+        x[LOGGED] = n + 1
+
+
+@inlined
+def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, tick):
+    """Issue ACT, PRE, RD or WR for the best request of bank `b`; return the entry served, or -1.
+
+    A served entry stays readable until the next request is accepted.
+    """
+    d = x[MODE]
+    e = bank[PICK_R + d, b]
+    g = t.group_of[b]
+    r = t.rank_of[g]
+    row = entry[ENTRY_ROW, e]
+    served = np.int64(-1)
+    if kind == ACT:
+        bank[ROW, b] = row
+        bank[STREAK, b] = 0
+        entry[TOUCHED, e] |= 1
+        if rank[OPEN, r] == 0:
+            rank[TIME_PRECHARGED, r] += tick - rank[SINCE, r]
+            rank[SINCE, r] = tick
+        rank[OPEN, r] += 1
+        for q in range(2):
+            f = bank[HEAD_R + q, b]
+            while f >= 0 and entry[ENTRY_ROW, f] != row:
+                f = entry[FORWARD, f]
+            bank[HIT_R + q, b] = f
+    elif kind == PRE:
+        row = bank[ROW, b]
+        bank[ROW, b] = -1
+        bank[HIT_R, b] = -1
+        bank[HIT_W, b] = -1
+        entry[TOUCHED, e] |= 2
+        close(rank, r, tick)
+    else:
+        served = e
+        touched = entry[TOUCHED, e]
+        count[HITS if touched == 0 else (MISSES if touched == 1 else CONFLICTS)] += 1
+        count[BUSY] += t.burst_ticks
+        bank[STREAK, b] += 1
+        if kind == RD:
+            end = tick + t.read_ticks
+            count[READ_LATENCY] += end - entry[ARRIVAL, e]
+            count[READS_DONE] += 1
+            x[LAST_READ_END] = max(x[LAST_READ_END], end)
+        else:
+            end = tick + t.write_ticks
+            x[LAST_WRITE] = tick
+        x[LAST_END] = max(x[LAST_END], end)
+        remove(x, bank, entry, e, d)
+        choose_mode(t, x)
+    count[kind] += 1
+    constrain(t, ready, near, ring, kind, b, g, tick)
+    choose(t, bank, ready, rank, entry, b, 0)
+    choose(t, bank, ready, rank, entry, b, 1)
+    x[STALE] = 1
+    if kind >= RD and t.two_buses == 1:
+        x[BUS_COLUMN] = tick + t.command_ticks[kind]
+    else:
+        x[BUS_ROW] = tick + t.command_ticks[kind]
+        if t.two_buses == 0:
+            x[BUS_COLUMN] = x[BUS_ROW]
+    if log.shape[0] > 0:
+        write_log(t, x, log, kind, tick, g, b, row)
+    return served
+
+
+@inlined
+def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
+    """Bring the refresh of rank `r` on: issue PREA if a bank is open, else REF."""
+    each = t.groups // t.ranks
+    kind = np.int64(PREA if rank[OPEN, r] > 0 else REF)
+    if kind == PREA:
+        for b in range(r * (t.banks // t.ranks), (r + 1) * (t.banks // t.ranks)):
+            bank[ROW, b] = -1
+            bank[HIT_R, b] = -1
+            bank[HIT_W, b] = -1
+        rank[TIME_ACTIVE, r] += tick - rank[SINCE, r]
+        rank[SINCE, r] = tick
+        rank[OPEN, r] = 0
+    else:
+        rank[TIME_PRECHARGED, r] += tick - rank[SINCE, r]
+        rank[TIME_REFRESH, r] += t.refresh_ticks
+        rank[SINCE, r] = tick + t.refresh_ticks
+        rank[NEXT_DUE, r] += t.refresh_interval
+        rank[WAITS, r] = 0
+        x[WAITING_REFRESH] -= 1
+        next_due(t, x, rank)
+        choose_rank(t, bank, ready, rank, entry, r)
+    x[STALE] = 1
+    count[kind] += 1
+    constrain(t, ready, near, ring, kind, np.int64(-1), r * each, tick)
+    x[BUS_ROW] = tick + t.command_ticks[kind]
+    if t.two_buses == 0:
+        x[BUS_COLUMN] = x[BUS_ROW]
+    if log.shape[0] > 0:
+        write_log(t, x, log, kind, tick, r * each, np.int64(-1), np.int64(-1))
+
+
+@inlined
+def idle_refreshes(t, x, ready, near, rank, ring, count, log, horizon):
+    """Account for all refreshes due before `horizon` of a channel with nothing to do, as stepping them would.
+
+    Returns False, with nothing changed, where stepping could differ: an open or waiting rank, a busy command bus, ranks
+    that fall due within one command of each other, or a log to fill.
+    """
+    if x[WAITING_REFRESH] > 0 or x[LOGGED] < log.shape[0] or x[BUS_ROW] > x[DUE]:
+        return False
+    each = t.groups // t.ranks
+    for r in range(t.ranks):
+        if rank[OPEN, r] > 0 or near[r * each * N_COMMANDS + REF] > rank[NEXT_DUE, r]:
+            return False
+        for q in range(r):
+            apart = abs(rank[NEXT_DUE, r] - rank[NEXT_DUE, q]) % t.refresh_interval
+            if apart < t.command_ticks[REF] or t.refresh_interval - apart < t.command_ticks[REF]:
+                return False
+    for r in range(t.ranks):
+        due = rank[NEXT_DUE, r]
+        if due >= horizon:
+            continue
+        n = (horizon - 1 - due) // t.refresh_interval + 1
+        end = due + (n - 1) * t.refresh_interval
+        rank[TIME_PRECHARGED, r] += due - rank[SINCE, r] + (n - 1) * (t.refresh_interval - t.refresh_ticks)
+        rank[TIME_REFRESH, r] += n * t.refresh_ticks
+        rank[SINCE, r] = end + t.refresh_ticks
+        rank[NEXT_DUE, r] += n * t.refresh_interval
+        count[REF] += n
+        constrain(t, ready, near, ring, REF, np.int64(-1), r * each, end)
+        x[BUS_ROW] = max(x[BUS_ROW], end + t.command_ticks[REF])
+        if t.two_buses == 0:
+            x[BUS_COLUMN] = x[BUS_ROW]
+    next_due(t, x, rank)
+    x[STALE] = 1
+    return True

@@ -1,0 +1,149 @@
+"""What a DRAM channel kernel reads and writes: command numbers, table and state layouts, and the address decoder.
+
+A compiled standard is a `DramTables` (integers only). The state of all channel classes is a `ChannelState`: a few
+integer arrays with the class as leading axis, whose rows are named by the constants here.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sim.kernels.jit import inlined
+
+NEVER = 2**62
+
+# Commands. RD + direction and the fields named _R + direction rely on read = 0, write = 1.
+ACT, PRE, RD, WR, PREA, REF, REFB, REFS = 0, 1, 2, 3, 4, 5, 6, 7
+N_COMMANDS = 8
+
+# Relations of two bank groups: the same, of one rank, of one pseudo-channel, of two pseudo-channels.
+SAME_GROUP, SAME_RANK, SAME_PSEUDO, OTHER_PSEUDO = 0, 1, 2, 3
+N_RELATIONS = 4
+
+# Schedulers.
+FRFCFS, RAMULATOR, DRAMSIM3 = 0, 1, 2
+
+# Scalars of a channel (`ChannelState.scalar`).
+CLOCK, FRONT, BUS_ROW, BUS_COLUMN, MODE = 0, 1, 2, 3, 4
+QUEUED_R, QUEUED_W, FREE_R, FREE_W, NEXT_AGE = 5, 6, 7, 8, 9
+SEGMENT, SEGMENTS, LAST_END, LAST_WRITE, LOGGED = 10, 11, 12, 13, 14
+WAITING_REFRESH, DUE, LAST_READ_END, BEST_TICK, BEST, STALE, ACTIVE_COUNT_R, ACTIVE_COUNT_W = 15, 16, 17, 18, 19, 20, 21, 22
+N_SCALARS = 23
+
+# Per bank (`ChannelState.bank`): open row (-1: closed), column commands since ACT, request lists, a compact list of the
+# banks with requests and each bank's place in it. For either direction, what the bank's best request wants: command,
+# entry, its order among commands that are ready at once (class, age, bank: see ORDER_BITS), the earliest tick by rules of
+# the same bank (FAR: nothing to do) and where all other rules stand in `near`.
+ROW, STREAK, HEAD_R, HEAD_W, TAIL_R, TAIL_W, HIT_R, HIT_W = 0, 1, 2, 3, 4, 5, 6, 7
+WANT_R, WANT_W, PICK_R, PICK_W, ORDER_R, ORDER_W, FROM_R, FROM_W, NEAR_R, NEAR_W = 8, 9, 10, 11, 12, 13, 14, 15, 16, 17
+ACTIVE_R, ACTIVE_W, PLACE_R, PLACE_W = 18, 19, 20, 21
+N_BANK = 22
+FAR = 2**59
+
+# The next command is the least of (ticks from now, class, age, bank) packed into one integer: refresh commands have class
+# 0, column commands 1, row commands 2.
+BANK_BITS = 8
+CLASS_SHIFT = 44
+ORDER_BITS = 46
+ORDER_MASK = 2**ORDER_BITS - 1
+MOST_AHEAD = 2**16 - 1
+
+# Per rank (`ChannelState.rank`).
+OPEN, SINCE, NEXT_DUE, WAITS, TIME_ACTIVE, TIME_PRECHARGED, TIME_REFRESH = 0, 1, 2, 3, 4, 5, 6
+N_RANK = 7
+
+# Per queue entry (`ChannelState.entry`).
+ADDRESS, ENTRY_ROW, ENTRY_BANK, AGE, OWNER, ARRIVAL, FORWARD, BACK, TOUCHED = 0, 1, 2, 3, 4, 5, 6, 7, 8
+N_ENTRY = 9
+
+# Per segment of the ring (`ChannelState.segment`). WANTED: bursts not yet served.
+CURSOR, REMAINING, IS_WRITE, TASK, VISIBLE, WANTED, DATA_END = 0, 1, 2, 3, 4, 5, 6
+N_SEGMENT = 7
+
+# Counters (`ChannelState.count`): commands at 0..7, then these.
+HITS, MISSES, CONFLICTS, BUSY, READ_LATENCY, READS_DONE, FORWARDED, ABSORBED = 8, 9, 10, 11, 12, 13, 14, 15
+N_COUNTS = 16
+
+LOG_FIELDS = 6
+
+
+class DramTables(NamedTuple):
+    """One memory channel, worked out to integers; times in ticks of the channel, addresses in bursts."""
+
+    banks: int
+    groups: int
+    ranks: int
+    group_of: np.ndarray  # [banks]
+    rank_of: np.ndarray  # [groups], pseudo-channels counted as further ranks
+    relation: np.ndarray  # [groups, groups]
+    gap_bank: np.ndarray  # [before, after]: same bank
+    gap_near: np.ndarray  # [before, group, groups * commands]: all other levels, from a command in one group to all
+    window_before: np.ndarray  # [windows]
+    window_after: np.ndarray
+    window_size: np.ndarray
+    window_gap: np.ndarray
+    window_groups: np.ndarray  # [windows, groups, 3]: node number, first and end of the groups that share the window
+    command_ticks: np.ndarray  # [commands]: command bus occupancy
+    two_buses: int
+    read_ticks: int  # command to last data beat
+    write_ticks: int
+    burst_ticks: int
+    front_ticks: int  # ticks between two offers
+    refresh_interval: int  # 0: none
+    refresh_ticks: int
+    refresh_phase: np.ndarray  # [ranks]: first due tick
+    policy: int
+    read_entries: int
+    write_entries: int
+    cap: int
+    drain_high: int
+    drain_low: int
+    low_bits: int  # -1: decode by pieces
+    low_bank: np.ndarray  # [2**low_bits]
+    low_row: np.ndarray
+    high_shift: int  # row bits in low_row
+    hash_bank: np.ndarray  # [2**k]: XORed into the bank, by the low row bits
+    piece_from: np.ndarray
+    piece_mask: np.ndarray
+    piece_to: np.ndarray
+    piece_row: np.ndarray  # 1: a piece of the row, 0: of the bank number
+    bursts: int  # of the channel
+    steady: int
+
+
+class ChannelState(NamedTuple):
+    """All channel classes of one memory; the leading axis of every array but `request_done` is the class."""
+
+    scalar: np.ndarray  # [C, N_SCALARS]
+    bank: np.ndarray  # [C, N_BANK, banks]
+    ready: np.ndarray  # [C, banks, commands]: earliest tick by rules of the same bank
+    near: np.ndarray  # [C, groups * commands]: earliest tick by all other rules
+    rank: np.ndarray  # [C, N_RANK, ranks]
+    ring: np.ndarray  # [C, windows, groups, size + 1]: last ticks of a window and the place of the oldest
+    entry: np.ndarray  # [C, N_ENTRY, entries]
+    segment: np.ndarray  # [C, N_SEGMENT, ring]
+    count: np.ndarray  # [C, N_COUNTS]
+    done_task: np.ndarray  # [C, ring]
+    done_tick: np.ndarray
+    done_count: np.ndarray  # [C]
+    log: np.ndarray  # [C, capacity, LOG_FIELDS]: kind, tick, rank, bank group, bank, row
+    request_done: np.ndarray  # [requests of a trace]
+
+
+@inlined
+def bank_and_row(t, burst):
+    """Bank number in the channel and row of a channel-local burst."""
+    if t.low_bits >= 0:
+        low = burst & ((1 << t.low_bits) - 1)
+        bank = t.low_bank[low]
+        row = t.low_row[low] | (burst >> t.low_bits << t.high_shift)
+    else:
+        bank = np.int64(0)
+        row = np.int64(0)
+        for i in range(t.piece_from.shape[0]):
+            part = ((burst >> t.piece_from[i]) & t.piece_mask[i]) << t.piece_to[i]
+            if t.piece_row[i] == 1:
+                row |= part
+            else:
+                bank |= part
+    return bank ^ t.hash_bank[row & (t.hash_bank.shape[0] - 1)], row

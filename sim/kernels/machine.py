@@ -1,0 +1,157 @@
+"""The executor: runs a Program on serial units and memory channels, always advancing whoever is next in time.
+
+A unit takes its lowest-numbered ready task. A memory task gives its segments to every channel class that carries a part of
+it and ends when the last part has. Channels are stepped command by command by `dram.advance`; none is ever taken past the
+moment at which another unit or channel could still hand it work.
+"""
+
+import numpy as np
+
+from sim.kernels.dram import advance, push
+from sim.kernels.heap import drop_event, pop_number, push_event, push_number
+from sim.kernels.jit import kernel
+from sim.kernels.program import NEVER
+
+
+@kernel
+def to_ps(tick, num, den):
+    """Picoseconds of a channel tick, rounded up."""
+    return -((-tick * num) // den)
+
+
+@kernel
+def to_tick(time, num, den):
+    """First channel tick that is not before `time` picoseconds."""
+    return -((-time * den) // num)
+
+
+@kernel
+def run(prog, result, tables, state, num, den):
+    """Execute `prog`; fill `result` and the counters of `state`; return how many tasks finished.
+
+    num, den: period of a channel tick in picoseconds as a fraction. Fewer finished tasks than rows means that the waits
+    form a cycle; -1 that a channel's ring of segments was too small.
+    """
+    tasks = prog.unit.shape[0]
+    units = prog.slots.shape[0]
+    classes = prog.seg_ptr.shape[0]
+
+    left = prog.waits.copy()
+    count = np.zeros(units, np.int64)
+    first = np.zeros(units + 1, np.int64)
+    for i in range(tasks):
+        first[prog.unit[i] + 1] += 1
+    for u in range(units):
+        first[u + 1] += first[u]
+    ready = np.zeros(max(tasks, 1), np.int32)
+    free = prog.slots.copy()
+    last_release = np.full(units, np.int64(-1), np.int64)
+
+    inflight = np.int64(0)
+    for u in range(units):
+        inflight += prog.slots[u]
+    time = np.zeros(2 * tasks + 2, np.int64)
+    code = np.zeros(2 * tasks + 2, np.int64)
+    events = 0
+
+    parts = np.zeros(tasks, np.int32)
+    data_end = np.zeros(tasks, np.int64)
+    due = np.full(classes, NEVER, np.int64)
+    setup = NEVER
+    for i in range(tasks):
+        if prog.memory[i] >= 0:
+            setup = min(setup, prog.ticks[i])
+        if left[i] == 0:
+            u = prog.unit[i]
+            push_number(ready, first[u], count[u], np.int32(i))
+            count[u] += 1
+
+    now = np.int64(0)
+    done = np.int64(0)
+    while True:
+        for u in range(units):
+            while free[u] > 0 and count[u] > 0:
+                i = pop_number(ready, first[u], count[u])
+                count[u] -= 1
+                free[u] -= 1
+                result.start[i] = now
+                j = prog.memory[i]
+                if j < 0:
+                    length = prog.ticks[i]
+                    if last_release[u] < now:
+                        length += prog.cold[i]
+                    push_event(time, code, events, now + length, np.int64(2 * i))
+                    events += 1
+                    continue
+                tick = to_tick(now + prog.ticks[i], num, den)
+                pieces = 0
+                for c in range(classes):
+                    for k in range(prog.seg_ptr[c, j], prog.seg_ptr[c, j + 1]):
+                        if not push(tables, state, c, prog.seg_lo[k], prog.seg_n[k], prog.write[j], np.int64(i), tick):
+                            return np.int64(-1)
+                        pieces += 1
+                    if prog.seg_ptr[c, j] < prog.seg_ptr[c, j + 1]:
+                        due[c] = min(due[c], to_ps(tick, num, den))
+                parts[i] = pieces
+                if pieces == 0:
+                    push_event(time, code, events, now + prog.ticks[i], np.int64(2 * i))
+                    events += 1
+
+        while True:
+            event = NEVER
+            if events > 0:
+                event = time[0]
+            c = 0
+            other = NEVER
+            for k in range(1, classes):
+                if due[k] < due[c]:
+                    other = min(other, due[c])
+                    c = k
+                else:
+                    other = min(other, due[k])
+            if due[c] >= event or due[c] >= NEVER:
+                break
+            limit = min(event, other)
+            if limit < NEVER:
+                limit += setup
+                nxt = advance(tables, state, c, max(to_tick(limit, num, den), to_tick(due[c], num, den) + 1))
+            else:
+                nxt = advance(tables, state, c, NEVER)
+            due[c] = NEVER
+            if nxt < NEVER:
+                due[c] = to_ps(nxt, num, den)
+            for k in range(state.done_count[c]):
+                i = state.done_task[c, k]
+                data_end[i] = max(data_end[i], to_ps(state.done_tick[c, k], num, den))
+                parts[i] -= 1
+                if parts[i] == 0:
+                    push_event(time, code, events, data_end[i], np.int64(2 * i))
+                    events += 1
+            state.done_count[c] = 0
+
+        if events == 0:
+            return done
+        now = time[0]
+        while events > 0 and time[0] == now:
+            what = code[0]
+            drop_event(time, code, events)
+            events -= 1
+            i = what >> 1
+            u = prog.unit[i]
+            if what & 1 == 0:
+                result.release[i] = now
+                free[u] += 1
+                last_release[u] = now
+                if prog.tail[i] > 0:
+                    push_event(time, code, events, now + prog.tail[i], what + 1)
+                    events += 1
+                    continue
+            result.finish[i] = now
+            done += 1
+            for k in range(prog.ptr[i], prog.ptr[i + 1]):
+                j = prog.succ[k]
+                left[j] -= 1
+                if left[j] == 0:
+                    v = prog.unit[j]
+                    push_number(ready, first[v], count[v], np.int32(j))
+                    count[v] += 1

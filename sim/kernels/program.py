@@ -1,0 +1,40 @@
+"""What crosses the border into the task executor: a Program of integer columns, and the room for its Schedule.
+
+A Program has one row per task. Compute tasks occupy a unit for a fixed time; memory tasks hand segments (contiguous ranges
+of channel-local bursts) to the channels and take as long as the channels need.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+NEVER = np.int64(2**62)
+
+
+class Program(NamedTuple):
+    """Tasks and units as columns; n tasks, u units, m memory tasks, c channel classes, s segments.
+
+    Times are int64 picoseconds.
+    """
+
+    unit: np.ndarray  # int32[n]   unit that runs the task
+    ticks: np.ndarray  # int64[n]   time on the unit; for a memory task the delay from start until its requests are visible
+    tail: np.ndarray  # int64[n]   time after the unit is free (or the data is there) until successors may start
+    cold: np.ndarray  # int64[n]   extra time on the unit when it stood idle just before
+    waits: np.ndarray  # int32[n]   predecessors
+    ptr: np.ndarray  # int64[n+1] successors of task i: succ[ptr[i]:ptr[i+1]]
+    succ: np.ndarray  # int32[edges]
+    memory: np.ndarray  # int32[n]   index among the memory tasks, -1 for a compute task
+    write: np.ndarray  # int64[m]   1: towards memory
+    seg_ptr: np.ndarray  # int64[c, m+1] segments of memory task j in class c: seg_ptr[c, j]:seg_ptr[c, j+1]
+    seg_lo: np.ndarray  # int64[s]   first channel-local burst
+    seg_n: np.ndarray  # int64[s]   bursts
+    slots: np.ndarray  # int64[u]   tasks that a unit runs at once
+
+
+class Result(NamedTuple):
+    """Filled by the executor: when each task started and when its result could be used, in picoseconds."""
+
+    start: np.ndarray  # int64[n]
+    release: np.ndarray  # int64[n]   unit free again (memory: last data)
+    finish: np.ndarray  # int64[n]   release + tail

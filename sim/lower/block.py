@@ -1,0 +1,355 @@
+"""Lowers one block of the Trace to a Template: walks its operators in order and hands each to the module for its kind."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from sim.config import ConfigError
+from sim.lower import attention, matmul
+from sim.lower.builder import Space, Template, Unit, Work
+from sim.lower.compute import Bits, whole
+from sim.lower.homes import CARRIED, Home, groups
+from sim.lower.moves import Operand, lower_custom, lower_move, lower_scatter, lower_vector
+from sim.lower.scope import Context, Scope, accumulator_bytes, width
+from workloads.trace import (
+    AttentionAttrs,
+    Block,
+    CollectiveAttrs,
+    CustomAttrs,
+    ElementwiseAttrs,
+    MatmulAttrs,
+    MoveAttrs,
+    Op,
+    OpKind,
+    ReduceAttrs,
+    Role,
+    Tensor,
+)
+
+# Knuth's multiplicative hash: which rows of a table are looked up is data; a fixed spread stands for it.
+_SPREAD = 2654435761
+
+
+def lower_block(block: Block, context: Context) -> Template:
+    """Lower the operators of `block` once; `link` repeats it. Raises ConfigError for work that the machine has no unit for."""
+    scope = Scope(block, context)
+    scope.builder.template.shared_weights = block.weights_shared
+    ends: tuple[int, ...] = ()
+    for group in groups(scope.ops):
+        scope.builder.current_op = group.ops[0]
+        ends = _lower(scope, group.ops)
+    last = scope.builder.sync(dict.fromkeys((*ends, *scope.homes[CARRIED].ready)))
+    return scope.builder.finish(last)
+
+
+def _lower(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
+    op = scope.ops[numbers[0]]
+    if op.kind is OpKind.MATMUL:
+        return _matmul(scope, numbers)
+    if op.kind is OpKind.ATTENTION:
+        return _attention(scope, op)
+    if op.kind in (OpKind.REDUCE, OpKind.ELEMENTWISE):
+        return _vector(scope, op)
+    if op.kind in (OpKind.GATHER, OpKind.SCATTER):
+        return _move(scope, numbers[0], op)
+    if op.kind is OpKind.CUSTOM:
+        return _custom(scope, op)
+    if isinstance(op.attrs, CollectiveAttrs) and op.attrs.group == 1:
+        return scope.settle([(t, scope.target(t)) for t in op.outputs], [scope.builder.sync(scope.waits(op.inputs))])
+    raise ConfigError(
+        f"operator {op.name} is a {op.kind}, but {scope.machine.name} is one device with one memory and has no links",
+        key=f"{scope.block_name}.{op.name}",
+    )
+
+
+def _matmul(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
+    b = scope.builder
+    ops = [scope.ops[i] for i in numbers]
+    op, attrs = ops[0], ops[0].attrs
+    assert isinstance(attrs, MatmulAttrs)
+    left, right, *rest = op.inputs
+    output = ops[-1].outputs[0]
+    # Rotary changes some columns of the result in place: the other columns stay in the same buffer.
+    partial = len(ops[-1].outputs) > 1 or ops[-1].outputs[0].elements < _columns_out(ops) * _rows(attrs)
+    held = ops[-2].outputs[0] if partial else output
+    target = scope.target(held)
+    appends = [] if target.on_chip else _appends(scope, held, ops[-1].outputs if partial else ())
+    epilogues, extras = _epilogues(scope, ops, attrs)
+    left_home = scope.home(left)
+    right_home = Home(False, Space.WEIGHT) if right.role is Role.WEIGHT else scope.home(right)
+    product = matmul.Product(
+        groups=attrs.group_m or (attrs.m,) * attrs.batch,
+        n=attrs.n,
+        k=attrs.k,
+        number_format=left.format,
+        size=Bits(width(left), width(right), width(op.outputs[0]), accumulator_bytes(scope.machine)),
+        left_in_dram=not left_home.on_chip,
+        right_in_dram=not right_home.on_chip,
+        result_in_dram=not target.on_chip,
+        right_shared=right.elements < attrs.batch * attrs.k * attrs.n,
+        epilogues=epilogues,
+    )
+    tiling = scope.context.mapper.tiling(product)
+    right_at = right_home.offset
+    if right.role is Role.WEIGHT:
+        right_at = b.region(Space.WEIGHT, matmul.layout_bytes(product, tiling, scope.context.align_bytes))
+    places = matmul.Places(
+        left_home.offset, left_home.space, left_home.ready, right_at, right_home.space, right_home.ready,
+        _result_pieces(scope, held, target, appends), extras, scope.start(ops),
+    )  # fmt: skip
+    ends = matmul.lower_product(b, product, tiling, places, numbers)
+    ends.extend(_small(scope, tensor) for tensor in rest)
+    b.decide(
+        tile=str(tiling), dataflow=scope.machine.array.dataflow.value, preload=scope.machine.array.preload.value,
+        input=_where(left_home), output=_where(target),
+    )  # fmt: skip
+    for number in numbers[1:]:
+        b.current_op = number
+        b.decide(fused=f"with {op.name}")
+    produced = [held, *ops[-1].outputs] if partial else [output]
+    done = scope.settle([(tensor, target) for tensor in produced], ends)
+    for number in appends:
+        scope.written_in_place.add(number)
+        for tensor in scope.ops[number].outputs:
+            scope.appended[tensor.name] = done
+    return done
+
+
+def _rows(attrs: MatmulAttrs) -> int:
+    return attrs.m if attrs.group_m else attrs.m * attrs.batch
+
+
+def _columns_out(ops: list[Op]) -> int:
+    """Columns of the result after the operators that halve it."""
+    assert isinstance(ops[0].attrs, MatmulAttrs)
+    rows, columns = _rows(ops[0].attrs), ops[0].attrs.n
+    for op in ops[1:]:
+        if len(op.outputs) == 1 and op.attrs.function != "rotary":  # type: ignore[union-attr]
+            columns = op.outputs[0].elements // rows
+    return columns
+
+
+def _epilogues(
+    scope: Scope, ops: list[Op], attrs: MatmulAttrs
+) -> tuple[tuple[matmul.Epilogue, ...], tuple[tuple[Space, int, tuple[int, ...]], ...]]:
+    """The vector operators that ride on a matmul, and the places of their further operands."""
+    rows, columns = _rows(attrs), attrs.n
+    result = ops[0].outputs[0].name
+    found, extras = [], []
+    for op in ops[1:]:
+        assert isinstance(op.attrs, ElementwiseAttrs)
+        out = columns if op.attrs.function == "rotary" else op.outputs[0].elements // rows
+        operands = []
+        for tensor in op.inputs:
+            if tensor.name == result:
+                continue
+            home = scope.home(tensor)
+            operands.append((not home.on_chip, Fraction(tensor.bytes, rows * out)))
+            extras.append((home.space, home.offset, home.ready))
+        found.append(
+            matmul.Epilogue(op.attrs.function, columns, out, op.attrs.elements, op.vector_ops, tuple(operands))
+        )
+        columns, result = out, op.outputs[0].name
+    return tuple(found), tuple(extras)
+
+
+def _appends(scope: Scope, held: Tensor, parts: tuple[Tensor, ...]) -> list[int]:
+    """The KV appends whose sources all lie in the result `held` (or its `parts`): they are written by its own stores."""
+    names = {held.name, *(t.name for t in parts)}
+    numbers = {number for name in names for number in scope.readers.get(name, ())}
+    return sorted(
+        number
+        for number in numbers
+        if scope.ops[number].kind is OpKind.SCATTER
+        and getattr(scope.ops[number].attrs, "table", "") == "kv_append"
+        and all(t.name in names for t in scope.ops[number].inputs)
+    )
+
+
+def _result_pieces(
+    scope: Scope, held: Tensor, target: Home, appends: list[int]
+) -> tuple[tuple[Space, int, int], ...]:
+    """Where the stores of a result go: its own region, and for keys and values the KV cache."""
+    if target.on_chip:
+        return ()
+    cache = [piece for number in appends for piece in scope.append_pieces(scope.ops[number])]
+    rest = max(held.bytes - sum(piece[2] for piece in cache), 0)
+    return ((target.space, target.offset, rest), *cache)
+
+
+def _small(scope: Scope, tensor: Tensor) -> int:
+    """Load a bias or the like whole; returns the load."""
+    home = scope.home(tensor)
+    held = scope.builder.fetch(0, home.space, home.offset, tensor.bytes, home.ready)
+    scope.builder.release(0, held.buffer, held.ready)
+    return held.ready[0]
+
+
+def _attention(scope: Scope, op: Op) -> tuple[int, ...]:
+    b, attrs = scope.builder, op.attrs
+    assert isinstance(attrs, AttentionAttrs)
+    query, keys = op.inputs[0], op.inputs[1]
+    values, rest = (keys, op.inputs[2:]) if attrs.latent else (op.inputs[2], op.inputs[3:])
+    output = op.outputs[0]
+    query_home, key_home, value_home, target = (*(scope.home(t) for t in (query, keys, values)), scope.target(output))
+    query_bytes = query.bytes + sum(t.bytes for t in rest if t.role is Role.ACTIVATION)
+    key_bytes = keys.bytes + sum(t.bytes for t in rest if t.role is Role.KV)
+    cached = keys.role is Role.KV
+    value_bytes = Fraction(0) if attrs.latent else Fraction(values.bytes, attrs.keys * attrs.kv_heads * attrs.v_head_dim)
+    job = attention.Job(
+        attrs=attrs,
+        number_format=query.format,
+        size=attention.Sizes(
+            query=Fraction(query_bytes, attrs.tokens * attrs.heads * attrs.head_dim),
+            key=Fraction(key_bytes, attrs.keys * attrs.kv_heads * attrs.head_dim),
+            value=value_bytes,
+            score=width(query),
+            result=width(output),
+            accumulator=accumulator_bytes(scope.machine),
+        ),
+        query_in_dram=not query_home.on_chip,
+        keys_in_dram=not key_home.on_chip,
+        fresh_in_dram=not (cached and query_home.on_chip),
+        result_in_dram=not target.on_chip,
+    )
+    start = scope.start((op,))
+    places = attention.Places(
+        query=(query_home.space, query_home.offset, query_home.ready),
+        keys=_key_place(scope, keys, key_home),
+        values=_key_place(scope, values, value_home),
+        result=(target.space, target.offset),
+        start=start,
+    )
+    split = scope.context.mapper.split(job) if scope.machine.attention == "flash" else None
+    if split is None:
+        ends = _unfused(scope, job, places, op)
+        b.decide(attention="unfused", input=_where(query_home), output=_where(target))
+    else:
+        ends = attention.lower_flash(b, job, split, places)
+        b.decide(attention="flash", tile=str(split), input=_where(query_home), output=_where(target))
+    ends.extend(_small(scope, tensor) for tensor in rest if tensor.role is Role.WEIGHT)
+    return scope.settle([(output, target)], ends)
+
+
+def _key_place(scope: Scope, tensor: Tensor, home: Home) -> attention.KeyPlace:
+    if tensor.role is Role.KV:
+        return attention.KeyPlace(home.space, home.offset, (), scope.appended.get(tensor.name, ()))
+    return attention.KeyPlace(home.space, home.offset, home.ready, ())
+
+
+def _unfused(scope: Scope, job: attention.Job, places: attention.Places, op: Op) -> list[int]:
+    """Scores to DRAM, softmax from and to DRAM, then the weighted values; one request length after another."""
+    b, a, size = scope.builder, job.attrs, job.size
+    mapper = scope.context.mapper
+    ends: list[int] = []
+    query_at, result_at = places.query[1], places.result[1]
+    key_at, value_at = places.keys.offset, places.values.offset
+    start = places.start
+    ops_left, pairs_left = op.vector_ops, sum(s.count * s.query * s.length for s in a.requests)
+    for span in a.requests:
+        keys = sum(length for _, length in attention.key_ranges(a.mask, span))
+        rows = span.query * (a.heads // a.kv_heads)
+        members = span.count * a.kv_heads
+        score_bytes = whole(members * rows * keys * size.score)
+        scratch = b.region(Space.ACTIVATION, score_bytes)
+        scores = matmul.Product(
+            (rows,) * members, keys, a.head_dim, job.number_format,
+            Bits(size.query, size.key, size.score, size.accumulator), job.query_in_dram, job.keys_in_dram, True, False,
+        )  # fmt: skip
+        first = matmul.lower_product(
+            b, scores, mapper.tiling(scores),
+            matmul.Places(
+                query_at, places.query[0], places.query[2], key_at, places.keys.space,
+                (*places.keys.ready, *places.keys.appended), ((Space.ACTIVATION, scratch, score_bytes),), (), start,
+            ), (b.current_op,),
+        )  # fmt: skip
+        joined = (b.sync(first),)
+        operand = Operand(Home(False, Space.ACTIVATION, scratch, joined), score_bytes)
+        pairs = span.count * span.query * span.length
+        share = ops_left * pairs // pairs_left
+        ops_left, pairs_left = ops_left - share, pairs_left - pairs
+        steps = lower_vector(b, "softmax", members * rows, keys, share, [operand], [operand], joined)
+        joined = (b.sync(steps),)
+        out = whole(members * rows * a.v_head_dim * size.result)
+        weighted = matmul.Product(
+            (rows,) * members, a.v_head_dim, keys, job.number_format,
+            Bits(size.score, size.key if a.latent else size.value, size.result, size.accumulator), True,
+            job.keys_in_dram, job.result_in_dram, False,
+        )  # fmt: skip
+        pieces = ((places.result[0], result_at, out),) if job.result_in_dram else ()
+        last = matmul.lower_product(
+            b, weighted, mapper.tiling(weighted),
+            matmul.Places(
+                scratch, Space.ACTIVATION, joined, value_at, places.values.space,
+                (*places.values.ready, *places.values.appended), pieces, (), joined,
+            ), (b.current_op,),
+        )  # fmt: skip
+        start = (b.sync(last),)
+        ends.extend(start)
+        positions = span.count * span.length * a.kv_heads
+        query_at += whole(members * rows * a.head_dim * size.query)
+        key_at += whole(positions * a.head_dim * size.key)
+        value_at += whole(positions * a.v_head_dim * size.value)
+        result_at += out
+    return ends
+
+
+def _vector(scope: Scope, op: Op) -> tuple[int, ...]:
+    attrs = op.attrs
+    targets = [scope.target(t) for t in op.outputs]
+    if isinstance(attrs, ReduceAttrs):
+        function, rows, columns, keep = attrs.function, attrs.rows, attrs.columns, attrs.keep
+    else:
+        assert isinstance(attrs, ElementwiseAttrs)
+        function, rows, columns, keep = attrs.function, 1, attrs.elements, 1
+    ends = lower_vector(
+        scope.builder, function, rows, columns, op.vector_ops, [scope.operand(t) for t in op.inputs],
+        [Operand(home, t.bytes) for home, t in zip(targets, op.outputs, strict=True)], scope.start((op,)), keep,
+    )  # fmt: skip
+    scope.builder.decide(output=_where(targets[0]))
+    return scope.settle(list(zip(op.outputs, targets, strict=True)), ends)
+
+
+def _move(scope: Scope, number: int, op: Op) -> tuple[int, ...]:
+    attrs, b = op.attrs, scope.builder
+    assert isinstance(attrs, MoveAttrs)
+    if attrs.table == "kv_append":
+        if number in scope.written_in_place:
+            b.decide(fused="written in place by its producer")
+            return scope.appended[op.outputs[0].name]
+        sources = [scope.operand(t) for t in op.inputs if t.role is Role.ACTIVATION]
+        ends = lower_scatter(b, scope.append_pieces(op), sources, scope.start((op,)))
+        return scope.settle([(t, scope.target(t)) for t in op.outputs], ends)
+    output = op.outputs[0]
+    target = scope.target(output)
+    rows = None
+    for table in op.inputs:
+        if table.role is Role.WEIGHT:
+            base = scope.home(table).offset
+            count = max(table.resident_bytes // attrs.row_bytes, 1)
+            rows = [(Space.WEIGHT, base + i * _SPREAD % count * attrs.row_bytes) for i in range(attrs.rows)]
+    inputs = [scope.operand(t) for t in op.inputs if t.role is not Role.WEIGHT]
+    ends = lower_move(b, rows, attrs.row_bytes, op.vector_ops, inputs, Operand(target, output.bytes), scope.start((op,)))
+    b.decide(output=_where(target))
+    return scope.settle([(output, target)], ends)
+
+
+def _custom(scope: Scope, op: Op) -> tuple[int, ...]:
+    attrs, machine = op.attrs, scope.machine
+    assert isinstance(attrs, CustomAttrs)
+    array, vector = machine.array, machine.vector
+    cycles: dict[Unit, int] = {}
+    if attrs.flops:
+        cycles[Unit.ARRAY] = whole(Fraction(attrs.macs) / (array.rows * array.columns * array.count * min(array.formats.values())))
+    if attrs.vector_ops:
+        cycles[Unit.VECTOR] = -(-attrs.vector_ops // (vector.lanes * vector.count))
+    offset = scope.builder.region(Space.ACTIVATION, max(attrs.read_bytes, attrs.write_bytes))
+    ends = lower_custom(
+        scope.builder, cycles, Work(macs=attrs.macs, vector_ops=attrs.vector_ops), attrs.read_bytes, attrs.write_bytes,
+        (Space.ACTIVATION, offset), scope.start((op,)),
+    )  # fmt: skip
+    return scope.settle([(t, scope.target(t)) for t in op.outputs], ends)
+
+
+def _where(home: Home) -> str:
+    return "on chip" if home.on_chip else "DRAM"

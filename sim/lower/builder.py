@@ -1,0 +1,199 @@
+"""Collects the tasks of one block of operators: units, times, waits, buffers and memory ranges, as plain lists.
+
+A block that repeats is lowered once. What it needs from the block before it (the carried tensor, and places in the on-chip
+memories) is kept apart, so that `program.py` can join repetitions by adding numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from sim.hardware import Hardware
+from sim.lower.buffers import Buffer, Ring
+from sim.units import cycles_to_ps
+
+
+class Unit(IntEnum):
+    """Units of one core, in the order of their numbers."""
+
+    ARRAY = 0
+    VECTOR = 1
+    LOAD = 2
+    STORE = 3
+
+
+PER_CORE = len(Unit)
+
+
+class Space(IntEnum):
+    """Regions of DRAM: weights and KV cache of one layer, activations of the pass, tables and weights used once."""
+
+    WEIGHT = 0
+    KV = 1
+    ACTIVATION = 2
+
+
+@dataclass(slots=True)
+class Work:
+    """What a task does, for the report; columns of `sim.passes.TaskTable`."""
+
+    macs: int = 0
+    vector_ops: int = 0
+    sram_read: int = 0
+    sram_write: int = 0
+    accumulator: int = 0
+
+
+NOTHING = Work()
+
+
+@dataclass(slots=True)
+class Template:
+    """One block as lists, one entry a task."""
+
+    unit: list[int] = field(default_factory=list)
+    ticks: list[int] = field(default_factory=list)
+    tail: list[int] = field(default_factory=list)
+    cold: list[int] = field(default_factory=list)
+    op: list[int] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+    moved: list[int] = field(default_factory=list)  # bytes to or from DRAM
+    before: list[int] = field(default_factory=list)  # edges: before[i] -> after[i]
+    after: list[int] = field(default_factory=list)
+    seg_task: list[int] = field(default_factory=list)
+    seg_space: list[int] = field(default_factory=list)
+    seg_offset: list[int] = field(default_factory=list)  # bytes from the start of the space
+    seg_bytes: list[int] = field(default_factory=list)
+    enter: list[tuple[int, int, int, int]] = field(default_factory=list)  # (ring, low, high, task)
+    exit: list[tuple[int, int, int, int]] = field(default_factory=list)  # (ring, low, high, task)
+    sizes: list[int] = field(default_factory=lambda: [0] * len(Space))
+    first: int = 0  # waits for the block before
+    last: int = 0  # ends the block
+    decisions: dict[int, dict[str, str]] = field(default_factory=dict)
+    shared_weights: bool = False  # repetitions read the same weights
+
+
+@dataclass(slots=True)
+class Held:
+    """A tile on chip: its place and the task after which it may be read."""
+
+    buffer: Buffer
+    ready: tuple[int, ...]
+
+
+class Builder:
+    """Adds tasks to a Template; one scratchpad ring and one accumulator ring a core."""
+
+    def __init__(self, machine: Hardware, scratchpad_bytes: int, align_bytes: int) -> None:
+        self.machine = machine
+        self.template = Template()
+        self.align_bytes = align_bytes
+        self.scratchpads = [Ring(scratchpad_bytes) for _ in range(machine.cores)]
+        self.accumulators = [Ring(int(machine.accumulator.capacity)) for _ in range(machine.cores)]
+        self.sync_unit = machine.cores * PER_CORE
+        self.current_op = 0
+        self.setup_ps = int(machine.dma.setup)
+
+    def region(self, space: Space, size: int) -> int:
+        """Byte offset of `size` fresh bytes of a space, aligned so that tiles start on the first channel."""
+        start = self.template.sizes[space]
+        self.template.sizes[space] = start + -(-size // self.align_bytes) * self.align_bytes
+        return start
+
+    def task(
+        self,
+        unit: int,
+        cycles: int = 0,
+        after: Iterable[int] = (),
+        work: Work = NOTHING,
+        tail: int = 0,
+        cold: int = 0,
+    ) -> int:
+        """Add a task of `cycles` of the core clock on `unit`; returns its number. `tail`, `cold`: cycles as in Program."""
+        clock = self.machine.clock
+        return self._add(
+            unit, cycles_to_ps(cycles, clock), cycles_to_ps(tail, clock), cycles_to_ps(cold, clock), after, work
+        )
+
+    def sync(self, after: Iterable[int], delay_ps: int = 0) -> int:
+        """Add a task that only joins others."""
+        return self._add(self.sync_unit, delay_ps, 0, 0, after, NOTHING)
+
+    def move(
+        self, core: int, write: bool, pieces: Sequence[tuple[Space, int, int]], after: Iterable[int], op: int | None = None
+    ) -> int:
+        """Add a DMA task for `pieces` (space, byte offset, bytes)."""
+        size = sum(piece[2] for piece in pieces)
+        work = Work(sram_read=size) if write else Work(sram_write=size)
+        unit = core * PER_CORE + (Unit.STORE if write else Unit.LOAD)
+        number = self._add(unit, self.setup_ps, 0, 0, after, work)
+        t = self.template
+        t.moved[number] = size
+        for space, offset, length in pieces:
+            if length > 0:
+                t.seg_task.append(number)
+                t.seg_space.append(int(space))
+                t.seg_offset.append(offset)
+                t.seg_bytes.append(length)
+        if op is not None:
+            t.op[number] = op
+        return number
+
+    def fetch(self, core: int, space: Space, offset: int, size: int, after: Iterable[int] = ()) -> Held:
+        """Find a place for `size` bytes in the scratchpad and load them there."""
+        buffer = self.scratchpads[core].take(size)
+        number = self.move(core, False, [(space, offset, size)], (*after, *buffer.waits))
+        self._enter(core, buffer, number)
+        return Held(buffer, (number,))
+
+    def reserve(self, core: int, size: int, accumulator: bool = False) -> Buffer:
+        """Find a place without loading anything; the first writer must wait as `claim` says."""
+        return (self.accumulators if accumulator else self.scratchpads)[core].take(size)
+
+    def claim(self, core: int, buffer: Buffer, number: int, accumulator: bool = False) -> None:
+        """Task `number` is the first to write the reserved `buffer`: it waits for the last users of the place."""
+        self._edges(buffer.waits, number)
+        self._enter(core + (self.machine.cores if accumulator else 0), buffer, number)
+
+    def release(self, core: int, buffer: Buffer, tasks: Iterable[int], accumulator: bool = False) -> None:
+        """The buffer is free once `tasks` have ended."""
+        (self.accumulators if accumulator else self.scratchpads)[core].free(buffer, tuple(tasks))
+
+    def decide(self, **decisions: str) -> None:
+        """Note what was chosen for the current operator."""
+        self.template.decisions.setdefault(self.current_op, {}).update(decisions)
+
+    def finish(self, last: int) -> Template:
+        """Close the block; `last` is the task that produces the carried tensor."""
+        t = self.template
+        t.last = last
+        for number, ring in enumerate([*self.scratchpads, *self.accumulators]):
+            for span in ring.touched():
+                if span.releases is None:
+                    raise AssertionError(f"a buffer of ring {number} is never released")
+                t.exit.extend((number, span.low, span.high, task) for task in span.releases)
+        return t
+
+    def _enter(self, ring: int, buffer: Buffer, number: int) -> None:
+        self.template.enter.extend((ring, low, high, number) for low, high in buffer.external)
+
+    def _edges(self, before: Iterable[int], number: int) -> None:
+        t = self.template
+        for task in dict.fromkeys(before):
+            t.before.append(task)
+            t.after.append(number)
+
+    def _add(self, unit: int, ticks: int, tail: int, cold: int, after: Iterable[int], work: Work) -> int:
+        t = self.template
+        number = len(t.unit)
+        t.unit.append(unit)
+        t.ticks.append(ticks)
+        t.tail.append(tail)
+        t.cold.append(cold)
+        t.op.append(self.current_op)
+        t.work.append(work)
+        t.moved.append(0)
+        self._edges(after, number)
+        return number

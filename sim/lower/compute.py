@@ -1,0 +1,90 @@
+"""Turns one tile of work into a task on the arrays or the vector units: cycles from `sim.cost`, and what it reads and writes.
+
+A tile takes as long as its arithmetic or as the scratchpad needs to deliver its operands, whichever is longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+from sim import cost
+from sim.config import ConfigError
+from sim.hardware import Array, Hardware
+from sim.lower.builder import PER_CORE, Builder, Unit, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Bytes an element of the two operands, the result and the accumulator."""
+
+    left: Fraction
+    right: Fraction
+    result: Fraction
+    accumulator: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class TileWork:
+    """Cost of `batch` products (m x k)(k x n) on the arrays of one core: core cycles and traffic."""
+
+    occupancy: int
+    tail: int
+    cold: int
+    work: Work
+
+
+@lru_cache(maxsize=1 << 16)
+def _array_tile(array: Array, batch: int, m: int, n: int, k: int, macs_per_pe: Fraction) -> cost.ArrayTile:
+    """As `cost.array_tile`, remembered: a mapper asks for the same few tiles again and again."""
+    return cost.array_tile(array, batch, m, n, k, macs_per_pe)
+
+
+def tile_work(machine: Hardware, batch: int, m: int, n: int, k: int, number_format: str, size: Bits) -> TileWork:
+    """Cycles and traffic of a tile; see `sim.cost` for the rules."""
+    array = machine.array
+    rate = array.formats.get(number_format)
+    if rate is None:
+        raise ConfigError(
+            f"number format {number_format} is asked for, but the arrays of {machine.name} have units for "
+            f"{', '.join(array.formats)} only",
+            key="array.formats",
+        )
+    tile = _array_tile(array, batch, m, n, k, rate)
+    reads = tile.left_reads * size.left + tile.right_reads * size.right
+    writes = batch * m * n * size.result
+    pad = machine.scratchpad
+    occupancy = max(
+        tile.occupancy, whole(reads / pad.read_bytes_per_cycle), whole(writes / pad.write_bytes_per_cycle)
+    )
+    work = Work(
+        macs=batch * m * n * k,
+        sram_read=whole(reads),
+        sram_write=whole(writes),
+        accumulator=whole(tile.partial_sums * size.accumulator),
+    )
+    return TileWork(occupancy, tile.tail, tile.cold, work)
+
+
+def vector_task(
+    builder: Builder, core: int, function: str, rows: int, columns: int, sizes: tuple[int, int], after: Iterable[int],
+    ops: int = 0, keep: int = 1,
+) -> int:  # fmt: skip
+    """Add `function` over rows x columns on the vector units; `sizes`: bytes read and written in the scratchpad; `ops`:
+    scalar operations for the report."""
+    machine = builder.machine
+    pad = machine.scratchpad
+    cycles = max(
+        int(cost.vector_cycles(machine.vector, function, rows, columns, keep)),
+        -(-sizes[0] // pad.read_bytes_per_cycle),
+        -(-sizes[1] // pad.write_bytes_per_cycle),
+    )
+    work = Work(vector_ops=ops, sram_read=sizes[0], sram_write=sizes[1])
+    return builder.task(core * PER_CORE + Unit.VECTOR, cycles, after, work)
+
+
+def whole(value: Fraction | int) -> int:
+    """`value` rounded up."""
+    return -(-value.numerator // value.denominator)

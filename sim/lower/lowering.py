@@ -1,0 +1,116 @@
+"""Lowers a pass: divides the scratchpad, lowers each block once, links them, and names operators and units for the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sim.config import ConfigError
+from sim.hardware import Hardware
+from sim.lower.block import lower_block
+from sim.lower.builder import PER_CORE, Unit
+from sim.lower.homes import CARRIED, on_chip
+from sim.lower.link import Linked, link
+from sim.lower.scope import Context, Mapper
+from sim.passes import OpRow, UnitRow
+from workloads.trace import Op, Pass, Role
+
+_UNLIMITED = 1 << 30
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A pass ready to run, and what the report needs besides."""
+
+    linked: Linked
+    ops: tuple[OpRow, ...]
+    units: tuple[UnitRow, ...]
+
+
+def align_bytes(machine: Hardware) -> int:
+    """Stripe of all channels: a tile that starts on a multiple of it loads them evenly."""
+    return machine.memory.channels * machine.dram.interleave_bytes
+
+
+def scratchpad_bytes(machine: Hardware, keeps_activations: bool) -> int:
+    """Bytes of a core's scratchpad that tiles may use."""
+    capacity = int(machine.scratchpad.capacity)
+    return capacity - int(capacity * machine.scratchpad.activation_share) if keeps_activations else capacity
+
+
+def slots(machine: Hardware) -> list[int]:
+    """Tasks that each unit runs at once: the cores' units in order, then the one that only joins others."""
+    core = {Unit.ARRAY: 1, Unit.VECTOR: 1, Unit.LOAD: machine.dma.loads, Unit.STORE: machine.dma.stores}
+    return [core[unit] for _ in range(machine.cores) for unit in Unit] + [_UNLIMITED]
+
+
+def write_units(machine: Hardware) -> frozenset[int]:
+    """Numbers of the units that write to DRAM."""
+    return frozenset(core * PER_CORE + Unit.STORE for core in range(machine.cores))
+
+
+def check_capacity(machine: Hardware, weight_bytes: int, kv_bytes: int, what: str) -> None:
+    """Raise ConfigError if weights and KV cache do not fit in the machine's memory."""
+    capacity = machine.capacity_bytes
+    if weight_bytes + kv_bytes > capacity:
+        gib = 2**30
+        raise ConfigError(
+            f"{what} needs {weight_bytes / gib:.1f} GiB of weights and {kv_bytes / gib:.1f} GiB of KV cache, but the memory of "
+            f"{machine.name} ({machine.memory.channels} channels of {machine.memory.standard}) holds {capacity / gib:.1f} GiB",
+            key="memory.channels",
+        )
+
+
+def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = True) -> Lowered:
+    """Lower `work` for `machine`. Raises ConfigError for formats and operators that the machine has no unit for.
+
+    Activations stay on chip only on a machine of one core: cores have no path to each other's scratchpad.
+    """
+    share = 0 if machine.cores > 1 else int(machine.scratchpad.capacity * machine.scratchpad.activation_share)
+    kept = on_chip(work.blocks, share)
+    streaming = scratchpad_bytes(machine, share > 0)
+    carried = max(
+        (t.resident_bytes for b in work.blocks for op in b.ops for t in (*op.inputs, *op.outputs) if t.name == CARRIED), default=0
+    )
+    templates = []
+    ops: list[OpRow] = []
+    for block in work.blocks:
+        context = Context(machine, mapper, streaming, align_bytes(machine), kept[block.name], carried)
+        template = lower_block(block, context)
+        templates.append((template, block.repeat, len(block.ops)))
+        decisions = [template.decisions.get(i, {}) for i in range(len(block.ops))]
+        for layer in range(block.repeat):
+            ops.extend(
+                _op_row(op, block.name, layer, work, chosen) for op, chosen in zip(block.ops, decisions, strict=True)
+            )
+    linked = link(templates, machine.dram, machine.memory.channels, slots(machine), write_units(machine), symmetry)
+    formats = {row.format for row in ops if row.flops}
+    return Lowered(linked, tuple(ops), unit_rows(machine, formats))
+
+
+def _op_row(op: Op, block: str, layer: int, work: Pass, decisions: dict[str, str]) -> OpRow:
+    data = next((t.format for t in op.inputs if t.role in (Role.ACTIVATION, Role.KV)), op.inputs[0].format if op.inputs else "")
+    return OpRow(
+        name=op.name, kind=op.kind.value, role=op.role, block=block, layer=layer, pass_name=work.name, phase=work.phase,
+        flops=op.flops, vector_ops=op.vector_ops, read_bytes=op.read_bytes, write_bytes=op.write_bytes, format=data,
+        decisions=decisions,
+    )  # fmt: skip
+
+
+def unit_rows(machine: Hardware, formats: set[str]) -> tuple[UnitRow, ...]:
+    """The machine's units as the report names them; `formats`: number formats of the pass's products."""
+    rates = [machine.peak_flops_per_s(f) for f in formats if f in machine.array.formats]
+    flops = max(rates, default=machine.peak_flops_per_s(next(iter(machine.array.formats)))) / machine.cores
+    vector = float(machine.vector.count * machine.vector.lanes * machine.vector.simple_slots * machine.clock)
+    memory = machine.peak_bytes_per_s
+    rows = []
+    for core in range(machine.cores):
+        prefix = f"core{core}." if machine.cores > 1 else ""
+        rows.extend(
+            (
+                UnitRow(f"{prefix}array", "array", 1, flops, "flop"),
+                UnitRow(f"{prefix}vector", "vector", 1, vector, "vector"),
+                UnitRow(f"{prefix}dma.load", "dma", machine.dma.loads, memory, "byte"),
+                UnitRow(f"{prefix}dma.store", "dma", machine.dma.stores, memory, "byte"),
+            )
+        )
+    return (*rows, UnitRow("sync", "sync", _UNLIMITED, 0.0, "none"), UnitRow("memory", "memory", machine.memory.channels, memory, "byte"))

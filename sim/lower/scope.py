@@ -1,0 +1,158 @@
+"""Where the tensors of one block are while it is being lowered: activations, KV caches, and who produced them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+from sim.hardware import Hardware
+from sim.lower import attention, matmul
+from sim.lower.builder import Builder, Space
+from sim.lower.homes import CARRIED, Home, readers, versions
+from sim.lower.moves import Operand
+from workloads.formats import format_bits
+from workloads.trace import AttentionAttrs, Block, Op, RequestSpan, Role, Tensor
+
+
+class Mapper(Protocol):
+    """Chooses tile sizes; `sim.mapper` does so by simulated time."""
+
+    def tiling(self, product: matmul.Product) -> matmul.Tiling:
+        """The tiling of a matrix product."""
+        ...
+
+    def split(self, job: attention.Job) -> attention.Split | None:
+        """The step sizes of fused attention, None where it does not fit on chip."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the lowering of a block needs to know: the machine, how tiles are chosen, what stays on chip."""
+
+    machine: Hardware
+    mapper: Mapper
+    scratchpad_bytes: int
+    align_bytes: int
+    kept: frozenset[str]
+    carried_bytes: int
+
+
+def width(tensor: Tensor) -> Fraction:
+    """Bytes an element of a tensor."""
+    return Fraction(tensor.bytes, tensor.elements)
+
+
+def accumulator_bytes(machine: Hardware) -> Fraction:
+    """Bytes of one partial sum."""
+    return format_bits(machine.array.accumulate) / 8
+
+
+class Scope:
+    """The homes of a block's tensors. Tensors of one name are one value (see `homes.versions`).
+
+    Indices (token numbers, chosen experts) are kept by the controller and never go through DRAM.
+    """
+
+    def __init__(self, block: Block, context: Context) -> None:
+        self.context, self.machine = context, context.machine
+        self.ops: tuple[Op, ...] = versions(block.ops)
+        self.block_name = block.name
+        self.readers = readers(self.ops)
+        self.builder = Builder(context.machine, context.scratchpad_bytes, context.align_bytes)
+        self.first = self.builder.sync(())
+        self.builder.region(Space.ACTIVATION, context.carried_bytes)
+        self.homes = {CARRIED: Home(CARRIED in context.kept, Space.ACTIVATION, 0, (self.first,))}
+        self.appended: dict[str, tuple[int, ...]] = {}
+        self.written_in_place: set[int] = set()
+        self._kv: dict[str, int] = {}
+        self._kv_bytes: dict[str, int] = {}
+        for op in self.ops:
+            for tensor in (*op.inputs, *op.outputs):
+                if tensor.role is Role.KV:
+                    known = self._kv_bytes.get(tensor.name, 0)
+                    self._kv_bytes[tensor.name] = max(known, tensor.resident_bytes)
+
+    def home(self, tensor: Tensor) -> Home:
+        """Where an input is; what no operator of the block made was in DRAM before."""
+        if tensor.role is Role.KV:
+            return Home(False, Space.KV, self.kv_region(tensor), self.appended.get(tensor.name, ()))
+        if tensor.name not in self.homes:
+            weight = tensor.role is Role.WEIGHT
+            space = Space.WEIGHT if weight else Space.ACTIVATION
+            offset = self.builder.region(space, tensor.resident_bytes)
+            on_chip = tensor.role is Role.INDEX or (not weight and tensor.name in self.context.kept)
+            self.homes[tensor.name] = Home(on_chip, space, offset, () if weight else (self.first,))
+        return self.homes[tensor.name]
+
+    def operand(self, tensor: Tensor) -> Operand:
+        """A streamed input."""
+        return Operand(self.home(tensor), tensor.bytes)
+
+    def target(self, tensor: Tensor) -> Home:
+        """Where an output goes."""
+        if tensor.role is Role.KV:
+            return Home(False, Space.KV, self.kv_region(tensor))
+        if tensor.role is Role.INDEX or tensor.name in self.context.kept:
+            return Home(True)
+        if tensor.name in self.homes:
+            return self.homes[tensor.name]
+        return Home(False, Space.ACTIVATION, self.builder.region(Space.ACTIVATION, tensor.resident_bytes))
+
+    def waits(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
+        """Tasks that produce the activations among `tensors`."""
+        passing = (t for t in tensors if t.role not in (Role.WEIGHT, Role.KV))
+        return tuple(dict.fromkeys(task for t in passing for task in self.home(t).ready))
+
+    def start(self, ops: Iterable[Op]) -> tuple[int, ...]:
+        """What the compute tasks of an operator wait for: its operands, and the launch if that costs anything."""
+        waits = self.waits(t for op in ops for t in op.inputs)
+        launch = int(self.machine.software.launch)
+        return (self.builder.sync(waits, launch),) if launch else waits
+
+    def settle(self, outputs: Sequence[tuple[Tensor, Home]], ends: Sequence[int]) -> tuple[int, ...]:
+        """Note that `outputs` are ready after `ends`, joined to one task."""
+        done = (self.builder.sync(dict.fromkeys(ends)),) if len(ends) > 1 else tuple(ends)
+        for tensor, home in outputs:
+            if tensor.role is Role.KV:
+                self.appended[tensor.name] = done
+            else:
+                self.homes[tensor.name] = Home(home.on_chip, home.space, home.offset, done)
+        return done
+
+    def kv_region(self, tensor: Tensor) -> int:
+        """Offset of a KV cache of this layer."""
+        if tensor.name not in self._kv:
+            self._kv[tensor.name] = self.builder.region(Space.KV, self._kv_bytes[tensor.name])
+        return self._kv[tensor.name]
+
+    def append_pieces(self, op: Op) -> list[tuple[Space, int, int]]:
+        """Where the new entries of each request go in the KV caches that `op` appends to: (space, offset, bytes)."""
+        pieces: list[tuple[Space, int, int]] = []
+        for tensor in op.outputs:
+            base = self.kv_region(tensor)
+            spans = self._spans(tensor)
+            tokens = sum(span.tokens for span in spans)
+            positions = sum(span.count * span.length for span in spans)
+            whole = self._kv_bytes[tensor.name]
+            at = done = 0
+            for span in spans:
+                for _ in range(span.count):
+                    size = tensor.bytes * (done + span.query) // tokens - tensor.bytes * done // tokens
+                    # A cache that holds less than all positions (a window) is a ring; its fill level stands for the place.
+                    offset = min(whole * (at + span.past) // positions, whole - size)
+                    pieces.append((Space.KV, base + offset, size))
+                    done += span.query
+                    at += span.length
+        return pieces
+
+    def _spans(self, cache: Tensor) -> tuple[RequestSpan, ...]:
+        for op in self.ops:
+            if isinstance(op.attrs, AttentionAttrs) and any(t.name == cache.name for t in op.inputs):
+                return op.attrs.requests
+        for op in self.ops:
+            if isinstance(op.attrs, AttentionAttrs):
+                return op.attrs.requests
+        return (RequestSpan(1, max(cache.shape[0], 1)),)

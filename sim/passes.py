@@ -1,0 +1,114 @@
+"""The tables that one simulated pass leaves behind: its operators, its units, its tasks and their schedule.
+
+The engine fills these, the report and the energy model only read them. All of them are frozen; the task columns and the
+schedule are numpy int64 arrays of one length, one entry a task, so that everything reported is a join over them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class OpRow:
+    """One operator instance (one operator of one layer) with the work that the trace asks for, before any overhead.
+
+    `flops` counts matrix work only (2 per multiply-accumulate), `vector_ops` scalar vector operations; `read_bytes` and
+    `write_bytes` are compulsory: every tensor once. `decisions` says what the mapper chose (tile, order, fused ...).
+    """
+
+    name: str
+    kind: str
+    role: str
+    block: str
+    layer: int
+    pass_name: str
+    phase: str
+    flops: int
+    vector_ops: int
+    read_bytes: int
+    write_bytes: int
+    format: str
+    decisions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRow:
+    """One kind of unit of the machine: how many alike (`slots`) and what all of them together do at best.
+
+    `work` names the unit of `peak_per_s`: "flop" (FLOP/s), "vector" (scalar operations/s) or "byte" (bytes/s).
+    """
+
+    name: str
+    kind: str
+    slots: int
+    peak_per_s: float
+    work: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTable:
+    """What each task is and does: int64 columns of one length. `unit` and `op` index the pass's `units` and `ops`."""
+
+    unit: ndarray
+    op: ndarray
+    macs: ndarray
+    vector_ops: ndarray
+    sram_read_bytes: ndarray
+    sram_write_bytes: ndarray
+    accumulator_bytes: ndarray
+    dram_read_bytes: ndarray
+    dram_write_bytes: ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCounts:
+    """What the memory did in one pass, summed over all real channels.
+
+    `commands` counts by command name (ACT, RD, WR, REFab ...); `standby_ps` holds picoseconds in the states `active`
+    (any bank of the rank open), `precharged` (all closed) and `refresh`, summed over channels x ranks;
+    `channel_busy_ps` is the time each real channel's data bus carried data, one entry a channel.
+    """
+
+    commands: dict[str, int]
+    standby_ps: dict[str, int]
+    bytes_read: int
+    bytes_written: int
+    row_hits: int
+    row_misses: int
+    row_conflicts: int
+    channel_busy_ps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When each task started, freed its unit and finished (int64 ps, one entry a task), the end of the pass, the
+    memory's counts.
+
+    A unit is busy from start to release; the result may be used from finish on (pipelined units deliver later).
+    """
+
+    start_ps: ndarray
+    release_ps: ndarray
+    finish_ps: ndarray
+    makespan_ps: int
+    memory: MemoryCounts
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """One simulated pass. It occurs `repeat` times in the run, `tokens` and `generated` count one occurrence."""
+
+    name: str
+    phase: str
+    tokens: int
+    generated: int
+    repeat: int
+    ops: tuple[OpRow, ...]
+    units: tuple[UnitRow, ...]
+    tasks: TaskTable
+    schedule: Schedule

@@ -1,0 +1,350 @@
+"""The report of a run: what was asked, how long each pass took, where the time and the energy went, and the files of
+it.
+
+A report is a set of queries on the passes' tables. Amounts of the whole run count each pass `repeat` times; everything
+but `wall_s` is a function of the inputs alone, byte for byte.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sim.energy import energy_rows, operator_energy_j, total_counts
+from sim.energy_row import COMPONENTS, EnergyRow
+from sim.joins import busy_ps, merge, work_by_operator
+from sim.output import result_folder
+from sim.passes import PassResult
+from sim.report_tables import PS, Columns, Roofs, operator_columns, unit_names
+from sim.run_info import RunInfo, run_info
+from sim.timeline import Timeline, build_timeline, chrome_trace
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from sim.hardware import Hardware
+    from workloads import Workload
+
+SCHEMA = "opcycle/summary/1"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a run of `passes` on `machine`; `wall_s` is how long the simulation took on the host."""
+
+    machine: Hardware
+    workload: Workload | RunInfo
+    passes: tuple[PassResult, ...]
+    wall_s: float = 0.0
+
+    @cached_property
+    def info(self) -> RunInfo:
+        """Names and inputs of the run."""
+        return self.workload if isinstance(self.workload, RunInfo) else run_info(self.machine, self.workload)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The totals of the run, as in `summary.json`; every key is explained in docs/report.md."""
+        time_s = self._time_ps / PS
+        energy_j = math.fsum(row.energy_j for row in self.energy_rows)
+        flops = self._sum_of_ops("flops")
+        dram_bytes = self._counts.bytes_read + self._counts.bytes_written
+        tokens = self._tokens
+        step_s, ttft_s = self._mean_s("decode"), self._total_s("prefill")
+        peak, bandwidth = self._peak_flops_per_s, self._roofs.bytes_per_s
+        return {
+            "schema": SCHEMA,
+            "hardware": self.info.hardware,
+            "workload": self.info.workload,
+            "model": self.info.model,
+            "batch": self.info.batch,
+            "methods": list(self.info.methods),
+            "time_s": time_s,
+            "energy_j": energy_j,
+            "power_w": energy_j / time_s if time_s else None,
+            "flops": flops,
+            "vector_ops": self._sum_of_ops("vector_ops"),
+            "dram_bytes": dram_bytes,
+            "weights_bytes": self.info.weights_bytes,
+            "kv_bytes": self.info.kv_bytes,
+            "memory_capacity_bytes": self.machine.capacity_bytes,
+            "tokens": tokens,
+            "tokens_per_s": tokens / time_s if time_s else None,
+            "time_per_step_s": step_s,
+            "ttft_s": ttft_s,
+            "tpot_s": step_s,
+            "utilization": self._utilization,
+            "mac_utilization": flops / (peak * time_s) if peak and time_s else 0.0,
+            "memory_bandwidth_utilization": dram_bytes / (bandwidth * time_s) if bandwidth and time_s else 0.0,
+            "energy_breakdown_j": {
+                component: math.fsum(row.energy_j for row in self.energy_rows if row.component == component)
+                for component in COMPONENTS
+            },
+            "roofline": {
+                "peak_flops_per_s": peak,
+                "peak_bytes_per_s": bandwidth,
+                "peak_vector_ops_per_s": self._roofs.vector_ops_per_s,
+                "peak_flops_per_s_by_format": dict(self._roofs.flops_per_s),
+                "intensity_flop_per_byte": flops / dram_bytes if dram_bytes else None,
+                "achieved_flops_per_s": flops / time_s if time_s else None,
+                "bound": self._roofs.bound(self._flops_by_format, self._sum_of_ops("vector_ops"), dram_bytes),
+            },
+            "overheads": self._overheads,
+            "memory": {
+                "bytes_read": self._counts.bytes_read,
+                "bytes_written": self._counts.bytes_written,
+                "commands": dict(self._counts.commands),
+                "row_hits": self._counts.row_hits,
+                "row_misses": self._counts.row_misses,
+                "row_conflicts": self._counts.row_conflicts,
+            },
+            "passes": [
+                {
+                    "name": p.name,
+                    "phase": p.phase,
+                    "repeat": p.repeat,
+                    "time_s": p.schedule.makespan_ps / PS,
+                    "tokens": p.tokens,
+                    "generated": p.generated,
+                    "tasks": len(p.tasks.unit),
+                }
+                for p in self.passes
+            ],
+            "attention": self._decided("attention"),
+            "preload_model": str(self.machine.array.preload),
+            "dataflow": str(self.machine.array.dataflow),
+            "energy_table": self.machine.energy.table,
+            "technology": self.machine.technology,
+            "provenance": dict(self.info.provenance),
+            "wall_s": self.wall_s,
+        }
+
+    @cached_property
+    def operators(self) -> DataFrame:
+        """One row for equal operators of a block's repetitions, as in docs/report.md; missing values are NaN."""
+        from pandas import DataFrame
+
+        missing = {name for name, values in self.operator_columns.items() if None in values}
+        return DataFrame(self.operator_columns).astype(dict.fromkeys(missing, "float64"))
+
+    @cached_property
+    def energy(self) -> DataFrame:
+        """The rows of energy.csv: component, subcomponent, count, unit, pj_each, energy_j, share, source."""
+        from pandas import DataFrame
+
+        return DataFrame(self.energy_columns)
+
+    @cached_property
+    def timeline(self) -> DataFrame:
+        """Who worked for which operator when: unit, operator, start_s, end_s, and pass, block, layer."""
+        from pandas import DataFrame
+
+        line = self._timeline
+        ops = [self.passes[r].ops[o] for r, o in zip(line.result.tolist(), line.op.tolist(), strict=True)]
+        return DataFrame(
+            {
+                "unit": np.array(line.units, object)[line.unit],
+                "operator": [op.name for op in ops],
+                "start_s": line.start_ps / PS,
+                "end_s": line.end_ps / PS,
+                "pass": np.array([p.name for p in self.passes], object)[line.result],
+                "block": [op.block for op in ops],
+                "layer": [op.layer for op in ops],
+            }
+        )
+
+    @cached_property
+    def energy_rows(self) -> tuple[EnergyRow, ...]:
+        """The energy account; its rows sum to `energy_j` exactly."""
+        return tuple(energy_rows(self.machine, self.passes, self._work))
+
+    @cached_property
+    def operator_columns(self) -> Columns:
+        """The table of operators as plain columns."""
+        joules = operator_energy_j(self.machine, self.passes, self._work, self.energy_rows)
+        return operator_columns(self.passes, self._work, joules, self._roofs)
+
+    @cached_property
+    def energy_columns(self) -> Columns:
+        """The energy account as plain columns, with each row's share of the total."""
+        total = math.fsum(row.energy_j for row in self.energy_rows)
+        columns: Columns = {
+            name: [getattr(row, name) for row in self.energy_rows]
+            for name in ("component", "subcomponent", "count", "unit", "pj_each", "energy_j")
+        }
+        columns["share"] = [row.energy_j / total if total else 0.0 for row in self.energy_rows]
+        columns["source"] = [row.source for row in self.energy_rows]
+        return columns
+
+    def write(self, folder: str | Path, pictures: bool = True) -> Path:
+        """Write all files of docs/report.md into `folder`, which appears complete or not at all; returns it.
+
+        Raises ConfigError where the folder cannot be written or holds something else.
+        """
+        with result_folder(folder) as target:
+            (target / "operators.csv").write_text(csv_text(self.operator_columns), encoding="utf-8")
+            _write_parquet(self.operator_columns, target / "operators.parquet")
+            (target / "energy.csv").write_text(csv_text(self.energy_columns), encoding="utf-8")
+            text = "\n".join(chrome_trace(self.passes, self._timeline)) + "\n"
+            (target / "timeline.json").write_text(text, encoding="utf-8")
+            (target / "hwconfig.yaml").write_text(self.info.hwconfig_yaml, encoding="utf-8")
+            (target / "workload.yaml").write_text(self.info.workload_yaml, encoding="utf-8")
+            (target / "summary.json").write_text(json_text(self.summary), encoding="utf-8")
+            if pictures:
+                from analysis.figures import draw_all
+
+                draw_all(target)
+        return Path(folder)
+
+    @cached_property
+    def _work(self) -> list[dict[str, Any]]:
+        return [work_by_operator(p) for p in self.passes]
+
+    @cached_property
+    def _timeline(self) -> Timeline:
+        return build_timeline(self.passes)
+
+    @cached_property
+    def _counts(self) -> Any:
+        return total_counts(self.passes)
+
+    @cached_property
+    def _time_ps(self) -> int:
+        return sum(p.repeat * p.schedule.makespan_ps for p in self.passes)
+
+    @property
+    def _tokens(self) -> int:
+        """Tokens generated, or processed where no pass decodes."""
+        if any(p.phase == "decode" for p in self.passes):
+            return sum(p.repeat * p.generated for p in self.passes)
+        return sum(p.repeat * p.tokens for p in self.passes)
+
+    def _of_phase(self, phase: str) -> list[PassResult]:
+        return [p for p in self.passes if p.phase == phase]
+
+    def _total_ps(self, phase: str) -> int:
+        return sum(p.repeat * p.schedule.makespan_ps for p in self._of_phase(phase))
+
+    def _total_s(self, phase: str) -> float | None:
+        return self._total_ps(phase) / PS if self._of_phase(phase) else None
+
+    def _mean_s(self, phase: str) -> float | None:
+        found = self._of_phase(phase)
+        return self._total_ps(phase) / (PS * sum(p.repeat for p in found)) if found else None
+
+    def _sum_of_ops(self, name: str) -> int:
+        return sum(p.repeat * sum(getattr(op, name) for op in p.ops) for p in self.passes)
+
+    @cached_property
+    def _flops_by_format(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for p in self.passes:
+            for op in p.ops:
+                if op.flops:
+                    found[op.format] = found.get(op.format, 0) + p.repeat * op.flops
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def _roofs(self) -> Roofs:
+        vector = {u.name: u.peak_per_s for p in self.passes for u in p.units if u.work == "vector"}
+        formats = self._flops_by_format or dict.fromkeys(sorted(self.machine.array.formats)[:1], 0)
+        return Roofs(
+            flops_per_s={name: self.machine.peak_flops_per_s(name) for name in formats},
+            vector_ops_per_s=sum(vector.values()),
+            bytes_per_s=self.machine.peak_bytes_per_s,
+        )
+
+    @property
+    def _peak_flops_per_s(self) -> float:
+        """The peak for the run's mix of formats: the rate at which the arrays would do all its FLOPs back to back."""
+        peaks = self._roofs.flops_per_s
+        if len(set(peaks.values())) == 1:
+            return next(iter(peaks.values()))
+        return sum(self._flops_by_format.values()) / sum(n / peaks[f] for f, n in self._flops_by_format.items())
+
+    @cached_property
+    def _utilization(self) -> dict[str, float]:
+        """Share of the run in which each unit has a task under way; the memory's is that of its data buses."""
+        busy = dict.fromkeys(unit_names(self.passes), 0.0)
+        for p in self.passes:
+            schedule = p.schedule
+            union = busy_ps(merge(p.tasks.unit, schedule.start_ps, schedule.release_ps), len(p.units))
+            channels = schedule.memory.channel_busy_ps
+            for i, unit in enumerate(p.units):
+                if unit.name not in busy:
+                    continue
+                on_bus = unit.kind == "memory" and channels
+                busy[unit.name] += p.repeat * (sum(channels) / len(channels) if on_bus else int(union[i]))
+        return {name: ps / self._time_ps if self._time_ps else 0.0 for name, ps in busy.items()}
+
+    @cached_property
+    def _overheads(self) -> dict[str, int]:
+        """What the machine did beyond the trace, so that both add up.
+
+        executed MACs = flops / 2 + padding_macs; dram_bytes = compulsory_bytes + refetched_bytes - kept_on_chip_bytes
+        + controller_bytes, which is what filled up bursts less what the controller answered without the DRAM.
+        """
+        executed = compulsory = refetched = kept = 0
+        for p, work in zip(self.passes, self._work, strict=True):
+            executed += p.repeat * int(work["macs"].sum())
+            moved = work["dram_read_bytes"] + work["dram_write_bytes"]
+            wanted = np.array([op.read_bytes + op.write_bytes for op in p.ops], np.int64)
+            compulsory += p.repeat * int(wanted.sum())
+            refetched += p.repeat * int(np.maximum(moved - wanted, 0).sum())
+            kept += p.repeat * int(np.maximum(wanted - moved, 0).sum())
+        moved_bytes = compulsory + refetched - kept
+        return {
+            "executed_macs": executed,
+            "padding_macs": executed - self._sum_of_ops("flops") // 2,
+            "compulsory_bytes": compulsory,
+            "refetched_bytes": refetched,
+            "kept_on_chip_bytes": kept,
+            "controller_bytes": self._counts.bytes_read + self._counts.bytes_written - moved_bytes,
+        }
+
+    def _decided(self, kind: str) -> str | None:
+        """The decision named `kind` of the operators of that kind; `mixed` where they differ, None without any."""
+        chosen = {op.decisions.get(kind) for p in self.passes for op in p.ops if op.kind == kind} - {None}
+        return next(iter(chosen)) if len(chosen) == 1 else ("mixed" if chosen else None)
+
+
+def json_text(value: Any) -> str:
+    """JSON with sorted keys and no values that JSON lacks."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def csv_text(columns: Columns) -> str:
+    """Columns as CSV with a header; missing values are empty, floats are written so that they read back equal."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return out.getvalue()
+
+
+def _write_parquet(columns: Columns, path: Path) -> None:
+    """Columns as Parquet, typed by their values. The CSV reader fills the table: other ways in would import pandas."""
+    import pyarrow as pa
+    import pyarrow.csv as pc
+    import pyarrow.parquet as pq
+
+    types = {name: _arrow_type(pa, values) for name, values in columns.items()}
+    text = io.BytesIO(csv_text(columns).encode())
+    table = pc.read_csv(text, convert_options=pc.ConvertOptions(column_types=types)) if columns else pa.table({})
+    pq.write_table(table, path)
+
+
+def _arrow_type(pa: Any, values: Sequence[object]) -> Any:
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds == {int} and all(abs(value) < 2**63 for value in values if isinstance(value, int)):
+        return pa.int64()
+    return pa.float64() if kinds <= {float, int} else pa.string()

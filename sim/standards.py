@@ -1,0 +1,561 @@
+"""Turns a memory's YAML rule table into a frozen Memory, and that into the integer tables of the channel kernel.
+
+A file with `base:` states only how it differs from another memory. Everything derived from the table (gaps between
+commands by level, the address decoder, refresh phases) is worked out here, once, and checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import StrEnum
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sim.catalog import find, is_path
+from sim.config import Document, apply_overrides, build, load_yaml
+from sim.errors import ConfigError, not_among
+from sim.expression import evaluate
+from sim.units import Bytes, Current, Frequency, Voltage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sim.kernels.dram_tables import ChannelState, DramTables
+
+COMMANDS: Final = ("ACT", "PRE", "RD", "WR", "PREA", "REF", "REFpb", "REFsb")
+"""In the order of the kernel's command numbers."""
+
+RANK_COMMANDS: Final = frozenset({"PREA", "REF"})
+
+LEVELS: Final[Mapping[str, tuple[int, ...]]] = {
+    "bank": (),
+    "bank_group": (0,),
+    "rank": (0, 1),
+    "pseudo_channel": (0, 1, 2),
+    "channel": (0, 1, 2, 3),
+    "other_rank": (2,),
+    "other_pseudo_channel": (3,),
+}
+"""Level of a rule: the relations of two bank groups that it covers (same, same rank, same pseudo-channel, other)."""
+
+FIELDS: Final = {"ch": "channels", "pc": "pseudo_channels", "ra": "ranks", "bg": "bank_groups", "ba": "banks",
+                 "ro": "rows", "co": "columns"}  # fmt: skip
+
+SHORT_KEYS: Final = {
+    "queue": ("controller.read_queue", "controller.write_queue"),
+    "policy": ("controller.policy",),
+    "cap": ("controller.cap",),
+}
+"""Settings with a short name."""
+
+TABLE_BITS: Final = 14
+"""Largest part of an address that is decoded by one table."""
+
+
+class Policy(StrEnum):
+    """Scheduler of the controller."""
+
+    FRFCFS = "frfcfs"
+
+
+class Refresh(StrEnum):
+    """When ranks are refreshed: never, all at once, or spread over the interval."""
+
+    NONE = "none"
+    TOGETHER = "together"
+    STAGGERED = "staggered"
+
+
+PowerOfTwo = Annotated[int, Field(gt=0, le=2**24)]
+Ticks = Annotated[int, Field(ge=0, le=2**31)]
+Entries = Annotated[int, Field(gt=0, le=1024)]
+
+
+class Strict(BaseModel):
+    """Base of every section: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
+
+
+class Organisation(Strict):
+    """One channel; `banks` are those of a bank group, `columns` counts bursts of a row."""
+
+    pseudo_channels: PowerOfTwo
+    ranks: PowerOfTwo
+    bank_groups: PowerOfTwo
+    banks: PowerOfTwo
+    rows: PowerOfTwo
+    columns: PowerOfTwo
+    burst: Bytes
+
+    @model_validator(mode="after")
+    def _check(self) -> Organisation:
+        for name, value in self:
+            if value <= 0 or value & (value - 1):
+                raise ValueError(f"{name} is {value}, but must be a power of two")
+        return self
+
+
+class Currents(Strict):
+    """Supply and currents of one device, in the data sheet's names; `devices` of them make a rank."""
+
+    VDD: Voltage
+    devices: Annotated[int, Field(gt=0, le=64)]
+    IDD0: Current
+    IDD2N: Current
+    IDD3N: Current
+    IDD4R: Current
+    IDD4W: Current
+    IDD5AB: Current
+    IDD5PB: Current | None = None
+
+
+class Controller(Strict):
+    """Scheduler, queue depths, write drain marks, and row hits served in a row while an older request waits."""
+
+    policy: Policy
+    read_queue: Entries
+    write_queue: Entries
+    drain_high: Entries
+    drain_low: Annotated[int, Field(ge=0, le=1024)]
+    cap: Annotated[int, Field(gt=0, le=2**31)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Controller:
+        if not self.drain_low < self.drain_high <= self.write_queue:
+            raise ValueError(
+                f"drain_low {self.drain_low} must be below drain_high {self.drain_high}, "
+                f"and that at most write_queue {self.write_queue}"
+            )
+        return self
+
+
+class Rule(NamedTuple):
+    """After `before`, `after` may follow no earlier than `gap` ticks at `level`; `window` > 1: after the window-th last."""
+
+    level: str
+    before: str
+    after: str
+    gap: int
+    window: int = 1
+
+
+class Memory(Strict):
+    """A memory of any number of equal channels, as its file and the settings say."""
+
+    schema_: Annotated[str, Field(alias="schema", pattern="^opcycle/memory/1$")]
+    name: str
+    clock: Frequency
+    clock_ticks: Annotated[int, Field(gt=0, le=16)] = Field(description="ticks of `clock` a command clock has")
+    organisation: Organisation
+    timings: dict[str, Ticks] = Field(min_length=1)
+    rules: tuple[tuple[Any, ...], ...] = Field(min_length=1)
+    command_ticks: dict[str, Ticks] = Field(default_factory=dict, description="command bus occupancy where not 1")
+    buses: Annotated[int, Field(ge=1, le=2)] = Field(description="2: row and column commands have buses of their own")
+    refresh: Refresh
+    mapping: str
+    currents: Currents
+    controller: Controller
+
+    @model_validator(mode="after")
+    def _check(self) -> Memory:
+        for name in ("BL", "CL", "CWL", "tRFC", "tREFI"):
+            if name not in self.timings:
+                raise ValueError(f"timings.{name} is missing")
+        if self.refresh is not Refresh.NONE and self.timings["tREFI"] <= 2 * self.timings["tRFC"]:
+            raise ValueError("timings.tREFI must be more than twice tRFC")
+        for command in self.command_ticks:
+            if command not in COMMANDS:
+                raise ValueError(f"command_ticks: {not_among('command', command, COMMANDS)}")
+        _ = self.rule_rows, self.fields
+        return self
+
+    @property
+    def burst_bytes(self) -> int:
+        """Bytes of one burst, the unit of addresses."""
+        return self.organisation.burst
+
+    @property
+    def period(self) -> Fraction:
+        """A tick in picoseconds."""
+        return Fraction(10**12, self.clock)
+
+    @property
+    def burst_ticks(self) -> int:
+        """Ticks that a burst holds the data bus."""
+        return self.timings["BL"]
+
+    @property
+    def channel_peak_bytes_per_s(self) -> float:
+        """Of one channel, all its pseudo-channels together, without refresh."""
+        return float(
+            Fraction(self.burst_bytes * self.clock * self.organisation.pseudo_channels, self.burst_ticks)
+        )
+
+    @property
+    def bursts_per_channel(self) -> int:
+        """Bursts that a channel holds."""
+        o = self.organisation
+        return o.pseudo_channels * o.ranks * o.bank_groups * o.banks * o.rows * o.columns
+
+    @property
+    def capacity_bytes_per_channel(self) -> int:
+        """Bytes that a channel holds."""
+        return self.bursts_per_channel * self.burst_bytes
+
+    @property
+    def interleave_bytes(self) -> int:
+        """Contiguous bytes of one channel before the next channel's begin."""
+        return self.burst_bytes << self.channel_position
+
+    def timing_ps(self, name: str) -> float:
+        """A timing of the table, in picoseconds."""
+        return float(self.timings[name] * self.period)
+
+    @cached_property
+    def rule_rows(self) -> tuple[Rule, ...]:
+        """The rule table, one row for each pair of commands, with gaps in ticks. Raises ValueError."""
+        rows = []
+        for i, row in enumerate(self.rules):
+            if len(row) not in (4, 5):
+                raise ValueError(f"rules.{i}: must be level, before, after, gap and, for a window, how many")
+            level, before, after, gap = row[:4]
+            window = row[4] if len(row) == 5 else 1
+            if level not in LEVELS:
+                raise ValueError(f"rules.{i}: {not_among('level', str(level), LEVELS)}")
+            if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= 64:
+                raise ValueError(f"rules.{i}: window is {window}, but must be from 1 to 64")
+            if isinstance(gap, bool) or not isinstance(gap, (int, str)):
+                raise ValueError(f"rules.{i}: gap must be an integer or an expression of timings")
+            try:
+                ticks = evaluate(gap, self.timings)
+            except ValueError as error:
+                raise ValueError(f"rules.{i}: {error}") from None
+            if ticks < 0:
+                raise ValueError(f"rules.{i}: the gap {gap} is {ticks} ticks, but must not be negative")
+            for first in before if isinstance(before, (list, tuple)) else (before,):
+                for second in after if isinstance(after, (list, tuple)) else (after,):
+                    for command in (first, second):
+                        if command not in COMMANDS:
+                            raise ValueError(f"rules.{i}: {not_among('command', str(command), COMMANDS)}")
+                        if command in RANK_COMMANDS and level in ("bank", "bank_group"):
+                            raise ValueError(f"rules.{i}: {command} concerns a whole rank, so its rules start at rank")
+                    if window > 1 and level == "bank":
+                        raise ValueError(f"rules.{i}: a window must span more than a bank")
+                    rows.append(Rule(level, first, second, ticks, window))
+        return tuple(rows)
+
+    @cached_property
+    def fields(self) -> tuple[tuple[str, int | None], ...]:
+        """Address fields and their bits, from the most significant; the channel's bits are None where written `c`."""
+        parsed: list[tuple[str, int | None]] = []
+        totals = dict.fromkeys(FIELDS, 0)
+        for text in self.mapping.split(","):
+            name, colon, width = text.strip().partition(":")
+            if name not in FIELDS:
+                raise ValueError(f"mapping: {not_among('field', name, FIELDS)}")
+            if name == "ch" and width == "c":
+                bits = None
+            elif colon and width.isdecimal() and int(width) <= 40:
+                bits = int(width)
+                totals[name] += bits
+            else:
+                raise ValueError(f"mapping: {text.strip()!r} must be a field and its bits, such as ba:2")
+            parsed.append((name, bits))
+        for name, part in FIELDS.items():
+            if name == "ch":
+                if sum(n == "ch" for n, _ in parsed) > 1:
+                    raise ValueError("mapping: the channel field must not be split")
+                continue
+            want = getattr(self.organisation, part).bit_length() - 1
+            if totals[name] != want:
+                raise ValueError(f"mapping: {name} has {totals[name]} bits, but {part} needs {want}")
+        return tuple(parsed)
+
+    @cached_property
+    def channel_position(self) -> int:
+        """Address bits, above the burst, below the channel field; all of them where there is none."""
+        position = 0
+        for name, bits in reversed(self.fields):
+            if name == "ch":
+                return position
+            position += bits or 0
+        return position
+
+    def check_channels(self, channels: int) -> None:
+        """Raise ConfigError if the mapping's channel field cannot name `channels` channels."""
+        bits = dict(self.fields).get("ch", 0)
+        if bits is not None and channels != 1 << bits:
+            raise ConfigError(f"has {bits} channel bits, so {1 << bits} channels, not {channels}", key="mapping")
+
+
+def load_memory(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Memory:
+    """The memory of that name or file, with dotted `overrides` (`timings.tRFC`, or short: queue, policy, cap) applied.
+
+    Raises ConfigError for anything wrong in the file, in those it is based on, or in the overrides.
+    """
+    document = _with_base(find("memory", name_or_path), ())
+    changes: dict[str, Any] = {}
+    for key, value in (overrides or {}).items():
+        for target in SHORT_KEYS.get(key, (key,)):
+            changes[target] = value
+        if key == "queue" and str(value).isdecimal():
+            changes["controller.drain_high"] = max(1, int(value) * 4 // 5)
+            changes["controller.drain_low"] = int(value) // 5
+    return build(Memory, apply_overrides(document, changes))
+
+
+def _with_base(path: Path, seen: tuple[Path, ...]) -> Document:
+    document = load_yaml(path)
+    data = dict(document.data)
+    base = data.pop("base", None)
+    if base is None:
+        return document
+    if not isinstance(base, str):
+        raise document.error("must be the name or path of a memory", "base")
+    if path in seen:
+        raise document.error("is based on itself", "base")
+    try:
+        below_path = find("memory", path.parent / base if is_path(base) else base)
+    except ConfigError as error:
+        raise document.error(error.message, "base") from None
+    below = _with_base(below_path, (*seen, path))
+    return replace(
+        document,
+        data=_merged(below.data, data),
+        sources={**below.sources, **document.sources},
+    )
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def split_range(
+    memory: Memory, channels: int, start_burst: Any, n_bursts: Any
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Contiguous global bursts [start, start + n) as contiguous local bursts of each channel.
+
+    start_burst, n_bursts: integers or arrays of one shape [ranges]. Returns (lo, n), each [ranges, channels]
+    ([channels] for scalars). Any number of channels; the channel field may stand anywhere in the mapping.
+    """
+    import numpy as np
+
+    memory.check_channels(channels)
+    start = np.asarray(start_burst, np.int64)[..., None]
+    end = start + np.asarray(n_bursts, np.int64)[..., None]
+    if channels == 1:
+        return start, end - start
+    block = np.int64(1) << memory.channel_position
+    offset = np.arange(channels, dtype=np.int64) * block
+
+    def below(position: NDArray[np.int64]) -> NDArray[np.int64]:
+        whole, rest = np.divmod(position, block * channels)
+        return whole * block + np.clip(rest - offset, 0, block)
+
+    lo = below(start)
+    return lo, below(end) - lo
+
+
+def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
+    """The integer tables of one channel; `steady` False steps periodic stretches one command at a time."""
+    import numpy as np
+
+    from sim.kernels import dram_tables as k
+
+    o, timings = memory.organisation, memory.timings
+    ranks = o.pseudo_channels * o.ranks
+    groups = ranks * o.bank_groups
+    banks = groups * o.banks
+    group = np.arange(groups)
+    rank = group // o.bank_groups
+    pseudo = rank // o.ranks
+    relation = np.where(
+        group[:, None] == group,
+        k.SAME_GROUP,
+        np.where(
+            rank[:, None] == rank,
+            k.SAME_RANK,
+            np.where(pseudo[:, None] == pseudo, k.SAME_PSEUDO, k.OTHER_PSEUDO),
+        ),
+    ).astype(np.int64)
+
+    number = {name: i for i, name in enumerate(COMMANDS)}
+    gap_bank = np.zeros((k.N_COMMANDS, k.N_COMMANDS), np.int64)
+    gap_group = np.zeros((k.N_COMMANDS, k.N_RELATIONS, k.N_COMMANDS), np.int64)
+    windows: list[tuple[int, int, int, int]] = []
+    shared: list[NDArray[np.int64]] = []
+    nodes = {"bank_group": group, "rank": rank, "pseudo_channel": pseudo, "channel": np.zeros(groups, np.int64)}
+    for rule in memory.rule_rows:
+        before, after = number[rule.before], number[rule.after]
+        if rule.window > 1:
+            node = nodes[rule.level]
+            size = groups // (int(node[-1]) + 1)
+            windows.append((before, after, rule.window, rule.gap))
+            shared.append(np.stack([node, node * size, (node + 1) * size], axis=1))
+        elif rule.level == "bank":
+            gap_bank[before, after] = max(gap_bank[before, after], rule.gap)
+        else:
+            for r in LEVELS[rule.level]:
+                gap_group[before, r, after] = max(gap_group[before, r, after], rule.gap)
+    group_of = np.arange(banks, dtype=np.int64) // o.banks
+    gap_near = gap_group[:, relation, :].reshape(k.N_COMMANDS, groups, groups * k.N_COMMANDS)
+
+    pieces = _pieces(memory)
+    low_bits, high_shift, low_bank, low_row = _low_tables(memory, pieces)
+    interval = 0 if memory.refresh is Refresh.NONE else timings["tREFI"]
+    stagger = memory.refresh is Refresh.STAGGERED
+    phase = [interval * (r + 1) // ranks if stagger else interval for r in range(ranks)]
+    window = np.asarray(windows, np.int64).reshape(-1, 4)
+    command_ticks = [memory.command_ticks.get(name, 1) for name in COMMANDS]
+    c = memory.controller
+
+    def integers(values: Any) -> NDArray[np.int64]:
+        return np.asarray(values, np.int64).reshape(-1)
+
+    return k.DramTables(
+        banks=banks,
+        groups=groups,
+        ranks=ranks,
+        group_of=group_of,
+        rank_of=rank.astype(np.int64),
+        relation=relation,
+        gap_bank=gap_bank,
+        gap_near=np.ascontiguousarray(gap_near),
+        window_before=np.ascontiguousarray(window[:, 0]),
+        window_after=np.ascontiguousarray(window[:, 1]),
+        window_size=np.ascontiguousarray(window[:, 2]),
+        window_gap=np.ascontiguousarray(window[:, 3]),
+        window_groups=np.asarray(shared, np.int64).reshape(len(windows), groups, 3),
+        command_ticks=integers(command_ticks),
+        two_buses=int(memory.buses == 2),
+        read_ticks=timings["CL"] + timings["BL"],
+        write_ticks=timings["CWL"] + timings["BL"],
+        burst_ticks=timings["BL"],
+        front_ticks=memory.clock_ticks,
+        refresh_interval=interval,
+        refresh_ticks=timings["tRFC"] if interval else 0,
+        refresh_phase=integers(phase if interval else [k.NEVER] * ranks),
+        policy=list(Policy).index(c.policy),
+        read_entries=c.read_queue,
+        write_entries=c.write_queue,
+        cap=c.cap,
+        drain_high=c.drain_high,
+        drain_low=c.drain_low,
+        low_bits=low_bits,
+        low_bank=low_bank,
+        low_row=low_row,
+        high_shift=high_shift,
+        hash_bank=np.zeros(1, np.int64),
+        piece_from=integers([p.shift for p in pieces]),
+        piece_mask=integers([(1 << p.bits) - 1 for p in pieces]),
+        piece_to=integers([p.to for p in pieces]),
+        piece_row=integers([p.row for p in pieces]),
+        bursts=memory.bursts_per_channel,
+        steady=int(steady),
+    )
+
+
+class Piece(NamedTuple):
+    """`bits` address bits from `shift` that go to bit `to` of the row (row = 1) or of the bank number (row = 0)."""
+
+    shift: int
+    bits: int
+    to: int
+    row: int
+
+
+def _pieces(memory: Memory) -> list[Piece]:
+    """The channel-local address in pieces, from the least significant bit; columns are left out."""
+    o = memory.organisation
+    bank_bits = {"ba": o.banks, "bg": o.bank_groups, "ra": o.ranks, "pc": o.pseudo_channels}
+    to: dict[str, int] = {"ro": 0}
+    position = 0
+    for name, size in bank_bits.items():
+        to[name] = position
+        position += size.bit_length() - 1
+    pieces = []
+    shift = 0
+    for name, bits in reversed(memory.fields):
+        if name == "ch" or bits is None:
+            continue
+        if name != "co" and bits:
+            pieces.append(Piece(shift, bits, to[name], int(name == "ro")))
+            to[name] += bits
+        shift += bits
+    return pieces
+
+
+def _low_tables(memory: Memory, pieces: list[Piece]) -> tuple[int, int, NDArray[np.int64], NDArray[np.int64]]:
+    """(bits, row bits among them, bank, row) of every value of the low bits, above which there are only row bits.
+
+    bits is -1, and the tables are empty, where they would be too large: then addresses are decoded piece by piece.
+    """
+    import numpy as np
+
+    top = memory.organisation.rows.bit_length() - 1
+    high = [p for p in pieces if p.row and p.to + p.bits == top]
+    bits = high[0].shift if high else memory.bursts_per_channel.bit_length() - 1
+    if bits > TABLE_BITS or any(p.shift > bits for p in pieces):
+        return -1, 0, np.zeros(1, np.int64), np.zeros(1, np.int64)
+    low = np.arange(1 << bits, dtype=np.int64)
+    places = np.zeros((2, 1 << bits), np.int64)
+    for p in pieces:
+        if p.shift < bits:
+            places[p.row] |= ((low >> p.shift) & ((1 << p.bits) - 1)) << p.to
+    return bits, high[0].to if high else 0, places[0], places[1]
+
+
+def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, requests: int = 0) -> ChannelState:
+    """Idle channels at tick 0: `classes` of them, `ring` segments under way and `log` commands recorded in each.
+
+    requests: length of a trace offered one by one (see `offer`).
+    """
+    import numpy as np
+
+    from sim.kernels import dram_tables as k
+
+    long_ago = -(2**40)
+    entries = tables.read_entries + tables.write_entries
+    windows = len(tables.window_size)
+    size = int(tables.window_size.max()) if windows else 1
+    state = k.ChannelState(
+        scalar=np.zeros((classes, k.N_SCALARS), np.int64),
+        bank=np.full((classes, k.N_BANK, tables.banks), -1, np.int64),
+        ready=np.zeros((classes, tables.banks, k.N_COMMANDS), np.int64),
+        near=np.zeros((classes, tables.groups * k.N_COMMANDS), np.int64),
+        rank=np.zeros((classes, k.N_RANK, tables.ranks), np.int64),
+        ring=np.full((classes, windows, tables.groups, size + 1), long_ago, np.int64),
+        entry=np.full((classes, k.N_ENTRY, entries), -1, np.int64),
+        segment=np.zeros((classes, k.N_SEGMENT, ring), np.int64),
+        count=np.zeros((classes, k.N_COUNTS), np.int64),
+        done_task=np.zeros((classes, ring), np.int64),
+        done_tick=np.zeros((classes, ring), np.int64),
+        done_count=np.zeros(classes, np.int64),
+        log=np.zeros((classes, log, k.LOG_FIELDS), np.int64),
+        request_done=np.full(requests, k.NEVER, np.int64),
+    )
+    for w, window in enumerate(tables.window_size):
+        state.ring[:, w, :, window] = 0
+    free = np.arange(1, entries + 1)
+    free[tables.read_entries - 1] = -1
+    free[entries - 1] = -1
+    state.entry[:, k.FORWARD, :] = free
+    state.scalar[:, k.FREE_R] = 0
+    state.scalar[:, k.FREE_W] = tables.read_entries
+    state.bank[:, [k.STREAK, k.WANT_R, k.WANT_W, k.NEAR_R, k.NEAR_W], :] = 0
+    state.bank[:, [k.FROM_R, k.FROM_W], :] = k.FAR
+    state.scalar[:, k.STALE] = 1
+    state.rank[:, k.NEXT_DUE, :] = tables.refresh_phase
+    state.scalar[:, k.DUE] = tables.refresh_phase.min()
+    return state
