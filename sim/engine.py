@@ -1,8 +1,8 @@
 """Simulates a workload on a machine: one pass after another, each from an idle machine, equal passes once.
 
-A pass starts when the one before has ended (a token must be known before the next step), with an idle machine and the memory's
-refresh at its start. So a pass has one result wherever it stands, and equal passes are simulated once (`reuse=False` runs
-each; a test shows that the results are equal).
+A pass starts when the one before has ended (a token must be known before the next step), with an idle machine and the
+memory's refresh at its start. So a pass has one result wherever it stands, and equal passes are simulated once
+(`reuse=False` runs each; a test shows that the results are equal).
 """
 
 from __future__ import annotations
@@ -56,11 +56,13 @@ class Engine:
         return result
 
 
-def simulate(machine: Hardware, workload: Workload, progress: Progress | None = None, engine: Engine | None = None) -> Report:
+def simulate(
+    machine: Hardware, workload: Workload, progress: Progress | None = None, engine: Engine | None = None
+) -> Report:
     """Simulate all passes of `workload` on `machine` and return the Report.
 
-    `progress` is called with (what, done, total). Raises ConfigError if the model does not fit in the memory or needs a unit
-    that the machine lacks.
+    `progress` is called with (what, done, total). Raises ConfigError if the model does not fit in the memory or needs a
+    unit that the machine lacks.
     """
     from sim.result import Report
 

@@ -32,7 +32,9 @@ def tables(memory: Memory, steady: bool) -> at.DramTables:
 
 
 def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
-    """Run `linked` from an idle machine with a fresh memory. Raises RuntimeError that names a task if the waits form a cycle."""
+    """Run `linked` from an idle machine with a fresh memory. Raises RuntimeError that names a task if the waits form a
+    cycle.
+    """
     program = linked.program
     tasks = program.unit.shape[0]
     result = Result(*(np.full(tasks, -1, np.int64) for _ in range(3)))

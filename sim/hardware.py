@@ -1,7 +1,7 @@
 """What a machine description may say: the pydantic schema of `opcycle/hardware/1`, and the reader of such files.
 
-A Hardware is frozen and complete: every value that the lowering or the energy model uses is here or in the memory and energy
-tables that it names. Checks that need several fields stand at the bottom of each class.
+A Hardware is frozen and complete: every value that the lowering or the energy model uses is here or in the memory and
+energy tables that it names. Checks that need several fields stand at the bottom of each class.
 """
 
 from __future__ import annotations
@@ -115,8 +115,11 @@ class Accumulator(Strict):
 class Dma(Strict):
     """Engines that move tiles between DRAM and scratchpad."""
 
-    loads: Positive = Field(description="load tiles under way at once, of one core")
-    stores: Positive = Field(description="store tiles under way at once, of one core")
+    loads: Positive = Field(description="load descriptors under way at once, of one core")
+    stores: Positive = Field(description="store descriptors under way at once, of one core")
+    window: Bytes = Field(
+        description="bytes that further descriptors may add to two under way; bandwidth x latency covers it"
+    )
     setup: Time = Field(description="from descriptor to first request")
 
 

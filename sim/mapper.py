@@ -1,4 +1,5 @@
-"""Chooses tile shapes, loop orders and attention steps: ranks the candidates roughly, then keeps the one that simulates fastest.
+"""Chooses tile shapes, loop orders and attention steps: ranks the candidates roughly, then keeps the one that simulates
+fastest.
 
 Each candidate is simulated alone, with the machine's real memory; equal operators are searched once.
 """
@@ -13,7 +14,7 @@ from typing import TypeVar
 from sim.config import ConfigError
 from sim.execute import execute
 from sim.hardware import Hardware
-from sim.lower import align_bytes, scratchpad_bytes, slots, write_units
+from sim.lower import align_bytes, scratchpad_bytes, units, write_units
 from sim.lower.attention import Job, KeyPlace, Split, lower_flash
 from sim.lower.attention import Places as AttentionPlaces
 from sim.lower.attention import candidates as split_candidates
@@ -27,7 +28,9 @@ SIMULATED = 6
 """Candidates that are simulated, of those that are ranked."""
 
 NEAR = Fraction(102, 100)
-"""Candidates ranked this close to the best are as good; fewer steps come first, so that shapes differ enough to compare."""
+"""Candidates ranked this close to the best are as good; fewer steps come first, so that shapes differ enough to
+compare.
+"""
 
 TIE = Fraction(1005, 1000)
 """Simulated times this close are a tie; fewer tasks win it."""
@@ -76,7 +79,9 @@ class SimulatedMapper:
         ]
         limit = NEAR * min((estimate for estimate, _, _ in found), default=0)
         found.sort(key=lambda item: (item[0] > limit, item[1] if item[0] <= limit else item[0], item[0], str(item[2])))
-        return self._fastest((t for _, _, t in found[:SIMULATED]), lambda tiling: self._product_template(product, tiling))
+        return self._fastest(
+            (t for _, _, t in found[:SIMULATED]), lambda tiling: self._product_template(product, tiling)
+        )
 
     def _product_template(self, product: Product, tiling: Tiling) -> Template:
         b = Builder(self.machine, self.scratchpad, self.align)
@@ -133,7 +138,7 @@ class SimulatedMapper:
 
     def _time(self, template: Template) -> int:
         machine = self.machine
-        linked = link([(template, 1, 1)], machine.dram, machine.memory.channels, slots(machine), write_units(machine))
+        linked = link([(template, 1, 1)], machine.dram, machine.memory.channels, units(machine), write_units(machine))
         return execute(linked, machine.dram).makespan_ps
 
 

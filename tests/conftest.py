@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +33,8 @@ def opcycle(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     def call(*arguments: object) -> Outcome:
         from sim.cli import run
 
-        before = signal.getsignal(signal.SIGTERM)
         capsys.readouterr()
-        try:
-            code = run([str(argument) for argument in arguments])
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        code = run([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 

@@ -134,15 +134,15 @@ def test_files_get_the_usual_permissions(tmp_path: Path) -> None:
 def test_a_terminated_process_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
-        "import sim.cli.run\n"
+        "import sim.cli\n"
         "from sim.output import result_folder\n"
-        "def stopped(folders, json=False):\n"
-        "    with result_folder(sys.argv[1]) as folder:\n"
+        "def stopped():\n"
+        "    with result_folder(target) as folder:\n"
         "        (folder / 'summary.json').write_text('{}')\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "import sim.cli\n"
-        "sim.cli.app.command('stopped')(lambda: stopped(None))\n"
-        "sys.exit(sim.cli.run(['stopped']))\n"
+        "sim.cli.app.command('stopped')(stopped)\n"
+        "target, sys.argv = sys.argv[1], ['opcycle', 'stopped']\n"
+        "sim.cli.main()\n"
     )
     target = tmp_path / "result"
     done = subprocess.run([sys.executable, "-c", program, str(target)], capture_output=True, text=True, check=False)

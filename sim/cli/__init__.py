@@ -52,13 +52,13 @@ def _top(context: typer.Context, version: bool = typer.Option(False, "--version"
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script. A request to terminate is treated like an interruption from the keyboard."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; never raises, except with OPCYCLE_DEBUG set."""
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(arguments, prog_name="opcycle", standalone_mode=False)
         sys.stdout.flush()

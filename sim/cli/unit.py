@@ -41,14 +41,13 @@ def dram(
     memory: Annotated[str, typer.Argument(help="A memory that ships (opcycle list memories) or a YAML file.")],
     trace: Annotated[Path, typer.Argument(help="One request a line: LD or ST, byte address, optional arrival cycle.")],
     channels: Annotated[int, typer.Option(help="Channels that the addresses are spread over.", min=1)] = 1,
-    set_: Annotated[list[str], typer.Option("--set", help="Replace a value of the memory: policy=frfcfs.")] = [],  # noqa: B006
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a value of the memory: policy=frfcfs.")
+    ] = None,
     in_flight: Annotated[int, typer.Option(help="Most requests under way at once; 0 is no limit.", min=0)] = 0,
     check: Annotated[
         bool, typer.Option("--check", help="Count timing violations with the independent checker.")
     ] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw bank activity and bandwidth over time into this folder.")
-    ] = None,
     json: Json = False,
 ) -> None:
     """Serve a file of reads and writes on a DRAM, command by command."""
@@ -59,10 +58,9 @@ def dram(
         memory,
         trace,
         channels=channels,
-        overrides=settings(set_, ("",))[""],
+        overrides=settings(set_ or [], ("",))[""],
         in_flight=in_flight,
         check=check,
-        plot=plot,
     )
     if json:
         print_json(result)

@@ -47,7 +47,7 @@ from sim.kernels.jit import inlined, leaf
 __all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "standby", "step"]
 
 
-@leaf
+@inlined
 def push(t, s, c, lo, n, is_write, task, tick):
     """Append to class `c` a segment of `n` >= 1 bursts from `lo` that the front end sees from `tick` on.
 
@@ -206,7 +206,7 @@ def standby(t, s, c, tick):
     return active, precharged, refresh
 
 
-@leaf
+@inlined
 def offer(t, s, c, burst, is_write, request, tick):
     """Offer one request of a trace to class `c`, which has simulated all ticks below `tick`; False if refused.
 
@@ -215,6 +215,7 @@ def offer(t, s, c, burst, is_write, request, tick):
     x = s.scalar[c]
     if not has_room(t, x, is_write):
         return False
+    x[CLOCK] = max(x[CLOCK], tick)
     if not accept(
         t, x, s.bank[c], s.ready[c], s.near[c], s.rank[c], s.entry[c], s.count[c], burst, is_write, -1 - request, tick
     ):

@@ -10,8 +10,6 @@ import numpy as np
 from sim.kernels.dram_tables import (
     ABSORBED,
     ACT,
-    ACTIVE_COUNT_R,
-    ACTIVE_R,
     ADDRESS,
     AGE,
     ARRIVAL,
@@ -55,7 +53,6 @@ from sim.kernels.dram_tables import (
     ORDER_R,
     OWNER,
     PICK_R,
-    PLACE_R,
     PRE,
     PREA,
     QUEUED_R,
@@ -76,30 +73,38 @@ from sim.kernels.dram_tables import (
     WAITING_REFRESH,
     WAITS,
     WANT_R,
+    WR,
     bank_and_row,
 )
-from sim.kernels.jit import inlined
+from sim.kernels.jit import inlined, leaf
 
 
 @inlined
 def choose(t, bank, ready, rank, entry, b, d):
-    """Decide what bank `b` wants for direction `d`: its oldest row hit (at most `cap` past older requests) or its head."""
+    """Decide what bank `b` wants for direction `d`: its oldest row hit (at most `cap` past older requests) or its head.
+
+    A row opened for the other direction and not used yet is used first: to close it again would waste the activation.
+    """
     e = bank[HEAD_R + d, b]
     g = t.group_of[b]
     if e < 0 or rank[WAITS, t.rank_of[g]] > 0:
         bank[FROM_R + d, b] = FAR
     else:
         hit = bank[HIT_R + d, b]
+        other = bank[HIT_W - d, b]
         if bank[ROW, b] < 0:
             want = np.int64(ACT)
         elif hit >= 0 and (hit == e or bank[STREAK, b] < t.cap):
             want = np.int64(RD + d)
             e = hit
+        elif other >= 0 and bank[STREAK, b] == 0:
+            want = np.int64(WR - d)
+            e = other
         else:
             want = np.int64(PRE)
         bank[WANT_R + d, b] = want
         bank[PICK_R + d, b] = e
-        bank[ORDER_R + d, b] = (2 if want <= PRE else 1) << CLASS_SHIFT | entry[AGE, e] << BANK_BITS | b
+        bank[ORDER_R + d, b] = (1 if want == ACT else (3 if want == PRE else 2)) << CLASS_SHIFT | entry[AGE, e] << BANK_BITS | b
         bank[FROM_R + d, b] = ready[b, want]
         bank[NEAR_R + d, b] = g * N_COMMANDS + want
 
@@ -162,10 +167,6 @@ def accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
     fresh = tail < 0
     if fresh:
         bank[HEAD_R + d, b] = e
-        n = x[ACTIVE_COUNT_R + d]
-        bank[ACTIVE_R + d, n] = b
-        bank[PLACE_R + d, b] = n
-        x[ACTIVE_COUNT_R + d] = n + 1
     else:
         entry[FORWARD, tail] = e
     if bank[ROW, b] == row and bank[HIT_R + d, b] < 0:
@@ -174,7 +175,8 @@ def accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
     mode = x[MODE]
     choose_mode(t, x)
     if fresh:
-        choose(t, bank, ready, rank, entry, b, d)
+        choose(t, bank, ready, rank, entry, b, 0)
+        choose(t, bank, ready, rank, entry, b, 1)
         if d == mode:
             first = max(bank[FROM_R + d, b], near[bank[NEAR_R + d, b]])
             first = max(first, max(tick, x[BUS_ROW] if bank[WANT_R + d, b] <= PRE else x[BUS_COLUMN]))
@@ -210,35 +212,24 @@ def remove(x, bank, entry, e, d):
     entry[FORWARD, e] = x[FREE_R + d]
     x[FREE_R + d] = e
     x[QUEUED_R + d] -= 1
-    if bank[HEAD_R + d, b] < 0:
-        n = x[ACTIVE_COUNT_R + d] - 1
-        x[ACTIVE_COUNT_R + d] = n
-        place = bank[PLACE_R + d, b]
-        moved = bank[ACTIVE_R + d, n]
-        bank[ACTIVE_R + d, place] = moved
-        bank[PLACE_R + d, moved] = place
 
 
 @inlined
 def find_best(t, x, bank, near, rank, now):
     """Find the next command: BEST_TICK and BEST, its order, whose lowest bits are the bank (of a refresh, the rank).
 
-    One pass without branches over the banks that have requests of the direction served.
+    One pass without branches over all banks becomes vector code, faster than any list of the busy ones.
     """
     d = x[MODE]
     row_from = max(now, x[BUS_ROW])
     column_from = max(now, x[BUS_COLUMN])
-    active = bank[ACTIVE_R + d]
     own = bank[FROM_R + d]
     place = bank[NEAR_R + d]
     order = bank[ORDER_R + d]
     best = np.int64(MOST_AHEAD << ORDER_BITS)
-    for i in range(x[ACTIVE_COUNT_R + d]):
-        b = np.uintp(active[i])
+    for b in range(t.banks):
         rest = order[b]
-        if rest < 0:
-            break
-        tick = max(max(own[b], near[np.uintp(place[b])]), row_from if rest >> CLASS_SHIFT == 2 else column_from)
+        tick = max(max(own[b], near[np.uintp(place[b])]), column_from if rest >> CLASS_SHIFT == 2 else row_from)
         best = min(best, (min(tick - now, MOST_AHEAD) << ORDER_BITS) + rest)
     if x[WAITING_REFRESH] > 0:
         each = t.groups // t.ranks
@@ -299,7 +290,7 @@ def choose_rank(t, bank, ready, rank, entry, r):
         choose(t, bank, ready, rank, entry, b, 1)
 
 
-@inlined
+@leaf
 def fall_due(t, x, bank, ready, rank, entry, tick):
     """Mark the ranks whose refresh falls due at `tick`: they take no further work until it is done."""
     for r in range(t.ranks):
@@ -385,7 +376,7 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
             end = tick + t.write_ticks
             x[LAST_WRITE] = tick
         x[LAST_END] = max(x[LAST_END], end)
-        remove(x, bank, entry, e, d)
+        remove(x, bank, entry, e, kind - RD)
         choose_mode(t, x)
     count[kind] += 1
     constrain(t, ready, near, ring, kind, b, g, tick)
@@ -403,7 +394,7 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
     return served
 
 
-@inlined
+@leaf
 def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
     """Bring the refresh of rank `r` on: issue PREA if a bank is open, else REF."""
     each = t.groups // t.ranks
@@ -435,7 +426,7 @@ def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
         write_log(t, x, log, kind, tick, r * each, np.int64(-1), np.int64(-1))
 
 
-@inlined
+@leaf
 def idle_refreshes(t, x, ready, near, rank, ring, count, log, horizon):
     """Account for all refreshes due before `horizon` of a channel with nothing to do, as stepping them would.
 

@@ -27,21 +27,21 @@ FRFCFS, RAMULATOR, DRAMSIM3 = 0, 1, 2
 CLOCK, FRONT, BUS_ROW, BUS_COLUMN, MODE = 0, 1, 2, 3, 4
 QUEUED_R, QUEUED_W, FREE_R, FREE_W, NEXT_AGE = 5, 6, 7, 8, 9
 SEGMENT, SEGMENTS, LAST_END, LAST_WRITE, LOGGED = 10, 11, 12, 13, 14
-WAITING_REFRESH, DUE, LAST_READ_END, BEST_TICK, BEST, STALE, ACTIVE_COUNT_R, ACTIVE_COUNT_W = 15, 16, 17, 18, 19, 20, 21, 22
-N_SCALARS = 23
+WAITING_REFRESH, DUE, LAST_READ_END, BEST_TICK, BEST, STALE = 15, 16, 17, 18, 19, 20
+N_SCALARS = 21
 
-# Per bank (`ChannelState.bank`): open row (-1: closed), column commands since ACT, request lists, a compact list of the
-# banks with requests and each bank's place in it. For either direction, what the bank's best request wants: command,
-# entry, its order among commands that are ready at once (class, age, bank: see ORDER_BITS), the earliest tick by rules of
-# the same bank (FAR: nothing to do) and where all other rules stand in `near`.
+# Per bank (`ChannelState.bank`): open row (-1: closed), column commands since ACT, request lists and, for either
+# direction, what the bank's best request wants: command, entry, its order among commands that are ready at once (class,
+# age, bank: see ORDER_BITS), the earliest tick by rules of the same bank (FAR: nothing to do) and where all other rules
+# stand in `near`.
 ROW, STREAK, HEAD_R, HEAD_W, TAIL_R, TAIL_W, HIT_R, HIT_W = 0, 1, 2, 3, 4, 5, 6, 7
 WANT_R, WANT_W, PICK_R, PICK_W, ORDER_R, ORDER_W, FROM_R, FROM_W, NEAR_R, NEAR_W = 8, 9, 10, 11, 12, 13, 14, 15, 16, 17
-ACTIVE_R, ACTIVE_W, PLACE_R, PLACE_W = 18, 19, 20, 21
-N_BANK = 22
+N_BANK = 18
 FAR = 2**59
 
 # The next command is the least of (ticks from now, class, age, bank) packed into one integer: refresh commands have class
-# 0, column commands 1, row commands 2.
+# 0, ACT 1, column commands 2, PRE 3. An ACT costs a column command ready at the same tick a slot of the command bus but no
+# data; the other way round it would cost every later ACT of the window.
 BANK_BITS = 8
 CLASS_SHIFT = 44
 ORDER_BITS = 46

@@ -1,8 +1,9 @@
 """The executor: runs a Program on serial units and memory channels, always advancing whoever is next in time.
 
-A unit takes its lowest-numbered ready task. A memory task gives its segments to every channel class that carries a part of
-it and ends when the last part has. Channels are stepped command by command by `dram.advance`; none is ever taken past the
-moment at which another unit or channel could still hand it work.
+A unit takes its lowest-numbered ready task; tasks that only join others end at once, before any unit picks. A memory
+task gives its segments to every channel class that carries a part of it and ends when the last part has. Channels are
+stepped command by command by `dram.advance`; none is ever taken past the moment at which another unit or channel could
+still hand it work.
 """
 
 import numpy as np
@@ -15,14 +16,32 @@ from sim.kernels.program import NEVER
 
 @kernel
 def to_ps(tick, num, den):
-    """Picoseconds of a channel tick, rounded up."""
-    return -((-tick * num) // den)
+    """Picoseconds of a channel tick, rounded up; no product exceeds num * den, however late it is."""
+    return tick // den * num - (-(tick % den) * num) // den
 
 
 @kernel
 def to_tick(time, num, den):
     """First channel tick that is not before `time` picoseconds."""
-    return -((-time * den) // num)
+    return time // num * den - (-(time % num) * den) // num
+
+
+@kernel
+def next_tick(time, num, den):
+    """First channel tick after `time` picoseconds."""
+    return time // num * den + time % num * den // num + 1
+
+
+@kernel
+def wake(prog, i, left, ready, first, count):
+    """Task `i` has finished: successors that wait for nothing else become ready."""
+    for k in range(prog.ptr[i], prog.ptr[i + 1]):
+        j = prog.succ[k]
+        left[j] -= 1
+        if left[j] == 0:
+            u = prog.unit[j]
+            push_number(ready, first[u], count[u], j)
+            count[u] += 1
 
 
 @kernel
@@ -44,12 +63,11 @@ def run(prog, result, tables, state, num, den):
     for u in range(units):
         first[u + 1] += first[u]
     ready = np.zeros(max(tasks, 1), np.int32)
-    free = prog.slots.copy()
+    running = np.zeros(units, np.int64)
+    moving = np.zeros(units, np.int64)
+    joins = units - 1
     last_release = np.full(units, np.int64(-1), np.int64)
 
-    inflight = np.int64(0)
-    for u in range(units):
-        inflight += prog.slots[u]
     time = np.zeros(2 * tasks + 2, np.int64)
     code = np.zeros(2 * tasks + 2, np.int64)
     events = 0
@@ -69,11 +87,27 @@ def run(prog, result, tables, state, num, den):
     now = np.int64(0)
     done = np.int64(0)
     while True:
-        for u in range(units):
-            while free[u] > 0 and count[u] > 0:
-                i = pop_number(ready, first[u], count[u])
+        while count[joins] > 0:
+            i = pop_number(ready, first[joins], count[joins])
+            count[joins] -= 1
+            result.start[i] = now
+            if prog.ticks[i] > 0:
+                push_event(time, code, events, now + prog.ticks[i], np.int64(2 * i))
+                events += 1
+                continue
+            result.release[i] = now
+            result.finish[i] = now
+            done += 1
+            wake(prog, i, left, ready, first, count)
+        for u in range(joins):
+            while running[u] < prog.slots[u] and count[u] > 0:
+                i = ready[first[u]]
+                if running[u] >= 2 and prog.window[u] > 0 and moving[u] + prog.size[i] > prog.window[u]:
+                    break
+                pop_number(ready, first[u], count[u])
                 count[u] -= 1
-                free[u] -= 1
+                running[u] += 1
+                moving[u] += prog.size[i]
                 result.start[i] = now
                 j = prog.memory[i]
                 if j < 0:
@@ -83,7 +117,8 @@ def run(prog, result, tables, state, num, den):
                     push_event(time, code, events, now + length, np.int64(2 * i))
                     events += 1
                     continue
-                tick = to_tick(now + prog.ticks[i], num, den)
+                # Seen in a tick after its start at the earliest, so that the channels' order in one tick decides nothing.
+                tick = max(to_tick(now + prog.ticks[i], num, den), next_tick(now, num, den))
                 pieces = 0
                 for c in range(classes):
                     for k in range(prog.seg_ptr[c, j], prog.seg_ptr[c, j + 1]):
@@ -109,12 +144,13 @@ def run(prog, result, tables, state, num, den):
                     c = k
                 else:
                     other = min(other, due[k])
-            if due[c] >= event or due[c] >= NEVER:
+            # What a channel completes at the moment of an event belongs to that moment, so it is found out before.
+            if due[c] > event or due[c] >= NEVER:
                 break
             limit = min(event, other)
             if limit < NEVER:
-                limit += setup
-                nxt = advance(tables, state, c, max(to_tick(limit, num, den), to_tick(due[c], num, den) + 1))
+                until = max(to_tick(limit + setup, num, den), next_tick(limit, num, den))
+                nxt = advance(tables, state, c, until)
             else:
                 nxt = advance(tables, state, c, NEVER)
             due[c] = NEVER
@@ -140,7 +176,8 @@ def run(prog, result, tables, state, num, den):
             u = prog.unit[i]
             if what & 1 == 0:
                 result.release[i] = now
-                free[u] += 1
+                running[u] -= 1
+                moving[u] -= prog.size[i]
                 last_release[u] = now
                 if prog.tail[i] > 0:
                     push_event(time, code, events, now + prog.tail[i], what + 1)
@@ -148,10 +185,4 @@ def run(prog, result, tables, state, num, den):
                     continue
             result.finish[i] = now
             done += 1
-            for k in range(prog.ptr[i], prog.ptr[i + 1]):
-                j = prog.succ[k]
-                left[j] -= 1
-                if left[j] == 0:
-                    v = prog.unit[j]
-                    push_number(ready, first[v], count[v], np.int32(j))
-                    count[v] += 1
+            wake(prog, i, left, ready, first, count)

@@ -1,7 +1,7 @@
 """What crosses the border into the task executor: a Program of integer columns, and the room for its Schedule.
 
-A Program has one row per task. Compute tasks occupy a unit for a fixed time; memory tasks hand segments (contiguous ranges
-of channel-local bursts) to the channels and take as long as the channels need.
+A Program has one row per task. Compute tasks occupy a unit for a fixed time; memory tasks hand segments (contiguous
+ranges of channel-local bursts) to the channels and take as long as the channels need.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,8 @@ class Program(NamedTuple):
     """
 
     unit: np.ndarray  # int32[n]   unit that runs the task
-    ticks: np.ndarray  # int64[n]   time on the unit; for a memory task the delay from start until its requests are visible
+    # int64[n]   time on the unit; for a memory task the delay from start until its requests are visible
+    ticks: np.ndarray
     tail: np.ndarray  # int64[n]   time after the unit is free (or the data is there) until successors may start
     cold: np.ndarray  # int64[n]   extra time on the unit when it stood idle just before
     waits: np.ndarray  # int32[n]   predecessors
@@ -29,7 +30,9 @@ class Program(NamedTuple):
     seg_ptr: np.ndarray  # int64[c, m+1] segments of memory task j in class c: seg_ptr[c, j]:seg_ptr[c, j+1]
     seg_lo: np.ndarray  # int64[s]   first channel-local burst
     seg_n: np.ndarray  # int64[s]   bursts
-    slots: np.ndarray  # int64[u]   tasks that a unit runs at once
+    size: np.ndarray  # int64[n]   bytes that a memory task moves
+    slots: np.ndarray  # int64[u]   tasks that a unit runs at once; the last unit joins tasks and has no limit
+    window: np.ndarray  # int64[u]   beyond two tasks, bytes that a unit has under way at once (0: no limit)
 
 
 class Result(NamedTuple):

@@ -4,6 +4,6 @@
 `buffers` and `builder` turn tiles into tasks and waits, `link` joins everything into the executor's arrays.
 """
 
-from sim.lower.lowering import Lowered, align_bytes, lower_pass, scratchpad_bytes, slots, write_units
+from sim.lower.lowering import Lowered, align_bytes, lower_pass, scratchpad_bytes, units, write_units
 
-__all__ = ["Lowered", "align_bytes", "lower_pass", "scratchpad_bytes", "slots", "write_units"]
+__all__ = ["Lowered", "align_bytes", "lower_pass", "scratchpad_bytes", "units", "write_units"]

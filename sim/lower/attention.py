@@ -1,8 +1,8 @@
 """Lowers attention: fused on chip (scores never leave it) or as scores, softmax and values through DRAM.
 
-Fused: a step takes some query positions of one or more requests and key/value heads, and a stretch of keys; it loads keys and
-values, computes scores, an online softmax, and adds the weighted values to the output tile. Masked scores inside a step are
-computed and thrown away, as the array does; steps that no query can see are left out.
+Fused: a step takes some query positions of one or more requests and key/value heads, and a stretch of keys; it loads
+keys and values, computes scores, an online softmax, and adds the weighted values to the output tile. Masked scores
+inside a step are computed and thrown away, as the array does; steps that no query can see are left out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Step sizes: query positions, keys, key/value heads of one request; `keep`: keys and values stay for all query tiles."""
+    """Step sizes: query positions, keys, key/value heads of one request; `keep`: keys and values stay for all query
+    tiles.
+    """
 
     query: int
     keys: int
@@ -59,7 +61,9 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class KeyPlace:
-    """Where keys or values are; `ready`: tasks before any of them may be read; `appended`: before the new positions may."""
+    """Where keys or values are; `ready`: tasks before any of them may be read; `appended`: before the new positions
+    may.
+    """
 
     space: Space
     offset: int

@@ -1,4 +1,4 @@
-"""Lowers one block of the Trace to a Template: walks its operators in order and hands each to the module for its kind."""
+"""Lowers one block of the Trace to a Template: hands each operator, in order, to the module for its kind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ _SPREAD = 2654435761
 
 
 def lower_block(block: Block, context: Context) -> Template:
-    """Lower the operators of `block` once; `link` repeats it. Raises ConfigError for work that the machine has no unit for."""
+    """Lower the operators of `block` once; `link` repeats it. Raises ConfigError for work that the machine has no unit
+    for.
+    """
     scope = Scope(block, context)
     scope.builder.template.shared_weights = block.weights_shared
     ends: tuple[int, ...] = ()
@@ -154,7 +156,7 @@ def _epilogues(
 
 
 def _appends(scope: Scope, held: Tensor, parts: tuple[Tensor, ...]) -> list[int]:
-    """The KV appends whose sources all lie in the result `held` (or its `parts`): they are written by its own stores."""
+    """The KV appends whose sources all lie in the result `held` (or its `parts`): its own stores write them."""
     names = {held.name, *(t.name for t in parts)}
     numbers = {number for name in names for number in scope.readers.get(name, ())}
     return sorted(
@@ -166,9 +168,7 @@ def _appends(scope: Scope, held: Tensor, parts: tuple[Tensor, ...]) -> list[int]
     )
 
 
-def _result_pieces(
-    scope: Scope, held: Tensor, target: Home, appends: list[int]
-) -> tuple[tuple[Space, int, int], ...]:
+def _result_pieces(scope: Scope, held: Tensor, target: Home, appends: list[int]) -> tuple[tuple[Space, int, int], ...]:
     """Where the stores of a result go: its own region, and for keys and values the KV cache."""
     if target.on_chip:
         return ()
@@ -195,7 +195,9 @@ def _attention(scope: Scope, op: Op) -> tuple[int, ...]:
     query_bytes = query.bytes + sum(t.bytes for t in rest if t.role is Role.ACTIVATION)
     key_bytes = keys.bytes + sum(t.bytes for t in rest if t.role is Role.KV)
     cached = keys.role is Role.KV
-    value_bytes = Fraction(0) if attrs.latent else Fraction(values.bytes, attrs.keys * attrs.kv_heads * attrs.v_head_dim)
+    value_bytes = (
+        Fraction(0) if attrs.latent else Fraction(values.bytes, attrs.keys * attrs.kv_heads * attrs.v_head_dim)
+    )
     job = attention.Job(
         attrs=attrs,
         number_format=query.format,
@@ -329,7 +331,9 @@ def _move(scope: Scope, number: int, op: Op) -> tuple[int, ...]:
             count = max(table.resident_bytes // attrs.row_bytes, 1)
             rows = [(Space.WEIGHT, base + i * _SPREAD % count * attrs.row_bytes) for i in range(attrs.rows)]
     inputs = [scope.operand(t) for t in op.inputs if t.role is not Role.WEIGHT]
-    ends = lower_move(b, rows, attrs.row_bytes, op.vector_ops, inputs, Operand(target, output.bytes), scope.start((op,)))
+    ends = lower_move(
+        b, rows, attrs.row_bytes, op.vector_ops, inputs, Operand(target, output.bytes), scope.start((op,))
+    )
     b.decide(output=_where(target))
     return scope.settle([(output, target)], ends)
 
@@ -340,7 +344,9 @@ def _custom(scope: Scope, op: Op) -> tuple[int, ...]:
     array, vector = machine.array, machine.vector
     cycles: dict[Unit, int] = {}
     if attrs.flops:
-        cycles[Unit.ARRAY] = whole(Fraction(attrs.macs) / (array.rows * array.columns * array.count * min(array.formats.values())))
+        cycles[Unit.ARRAY] = whole(
+            Fraction(attrs.macs) / (array.rows * array.columns * array.count * min(array.formats.values()))
+        )
     if attrs.vector_ops:
         cycles[Unit.VECTOR] = -(-attrs.vector_ops // (vector.lanes * vector.count))
     offset = scope.builder.region(Space.ACTIVATION, max(attrs.read_bytes, attrs.write_bytes))

@@ -1,4 +1,5 @@
-"""On-chip memory as a ring: buffers are handed out in program order, and a buffer's place is reused only after its last user.
+"""On-chip memory as a ring: buffers are handed out in program order, and a buffer's place is reused only after its last
+user.
 
 The ring is worked out while lowering. What it returns for each new buffer are the tasks that must have ended before the
 place may be overwritten; the caller turns them into waits, so double buffering is an edge of the Program.
@@ -22,7 +23,9 @@ class Span:
 
 @dataclass(slots=True)
 class Buffer:
-    """A place in the ring. `waits`: tasks to wait for; `external`: stretches whose last user belongs to an earlier block."""
+    """A place in the ring. `waits`: tasks to wait for; `external`: stretches whose last user belongs to an earlier
+    block.
+    """
 
     span: Span
     waits: tuple[int, ...]
@@ -31,8 +34,9 @@ class Buffer:
 
 @dataclass(slots=True)
 class Ring:
-    """The ring's state: stretches in order of their place, with the places apart for searching. At first every byte belongs
-    to whatever ran before (`external`)."""
+    """The ring's state: stretches in order of their place, with the places apart for searching. At first every byte
+    belongs to whatever ran before (`external`).
+    """
 
     capacity: int
     head: int = 0

@@ -1,7 +1,7 @@
 """Collects the tasks of one block of operators: units, times, waits, buffers and memory ranges, as plain lists.
 
-A block that repeats is lowered once. What it needs from the block before it (the carried tensor, and places in the on-chip
-memories) is kept apart, so that `program.py` can join repetitions by adding numbers.
+A block that repeats is lowered once. What it needs from the block before it (the carried tensor, and places in the
+on-chip memories) is kept apart, so that `program.py` can join repetitions by adding numbers.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Builder:
         tail: int = 0,
         cold: int = 0,
     ) -> int:
-        """Add a task of `cycles` of the core clock on `unit`; returns its number. `tail`, `cold`: cycles as in Program."""
+        """Add a task of `cycles` core clocks on `unit`; returns its number. `tail`, `cold`: cycles as in Program."""
         clock = self.machine.clock
         return self._add(
             unit, cycles_to_ps(cycles, clock), cycles_to_ps(tail, clock), cycles_to_ps(cold, clock), after, work
@@ -122,7 +122,12 @@ class Builder:
         return self._add(self.sync_unit, delay_ps, 0, 0, after, NOTHING)
 
     def move(
-        self, core: int, write: bool, pieces: Sequence[tuple[Space, int, int]], after: Iterable[int], op: int | None = None
+        self,
+        core: int,
+        write: bool,
+        pieces: Sequence[tuple[Space, int, int]],
+        after: Iterable[int],
+        op: int | None = None,
     ) -> int:
         """Add a DMA task for `pieces` (space, byte offset, bytes)."""
         size = sum(piece[2] for piece in pieces)

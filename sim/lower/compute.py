@@ -1,4 +1,5 @@
-"""Turns one tile of work into a task on the arrays or the vector units: cycles from `sim.cost`, and what it reads and writes.
+"""Turns one tile of work into a task on the arrays or the vector units: cycles from `sim.cost`, and what it reads and
+writes.
 
 A tile takes as long as its arithmetic or as the scratchpad needs to deliver its operands, whichever is longer.
 """
@@ -37,9 +38,9 @@ class TileWork:
 
 
 @lru_cache(maxsize=1 << 16)
-def _array_tile(array: Array, batch: int, m: int, n: int, k: int, macs_per_pe: Fraction) -> cost.ArrayTile:
+def _array_tile(array: Array, batch: int, m: int, n: int, k: int, macs_per_pe: Fraction) -> tuple[int, ...]:
     """As `cost.array_tile`, remembered: a mapper asks for the same few tiles again and again."""
-    return cost.array_tile(array, batch, m, n, k, macs_per_pe)
+    return tuple(int(value) for value in cost.array_tile(array, batch, m, n, k, macs_per_pe))
 
 
 def tile_work(machine: Hardware, batch: int, m: int, n: int, k: int, number_format: str, size: Bits) -> TileWork:
@@ -52,20 +53,18 @@ def tile_work(machine: Hardware, batch: int, m: int, n: int, k: int, number_form
             f"{', '.join(array.formats)} only",
             key="array.formats",
         )
-    tile = _array_tile(array, batch, m, n, k, rate)
-    reads = tile.left_reads * size.left + tile.right_reads * size.right
+    occupancy, tail, cold, left, right, sums = _array_tile(array, batch, m, n, k, rate)
+    reads = left * size.left + right * size.right
     writes = batch * m * n * size.result
     pad = machine.scratchpad
-    occupancy = max(
-        tile.occupancy, whole(reads / pad.read_bytes_per_cycle), whole(writes / pad.write_bytes_per_cycle)
-    )
+    occupancy = max(occupancy, whole(reads / pad.read_bytes_per_cycle), whole(writes / pad.write_bytes_per_cycle))
     work = Work(
         macs=batch * m * n * k,
         sram_read=whole(reads),
         sram_write=whole(writes),
-        accumulator=whole(tile.partial_sums * size.accumulator),
+        accumulator=whole(sums * size.accumulator),
     )
-    return TileWork(occupancy, tile.tail, tile.cold, work)
+    return TileWork(occupancy, tail, cold, work)
 
 
 def vector_task(

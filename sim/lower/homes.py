@@ -1,8 +1,8 @@
 """Decides where each activation of a block lives (on chip or in DRAM) and which vector operators ride on a matmul.
 
-A vector operator that is the only reader of a matmul's result is applied to each output tile before it leaves the chip. Any
-other activation stays in the activation part of the scratchpad for as long as it is needed if there is room for it at
-every moment of its life; else it goes through DRAM.
+A vector operator that is the only reader of a matmul's result is applied to each output tile before it leaves the chip.
+Any other activation stays in the activation part of the scratchpad for as long as it is needed if there is room for it
+at every moment of its life; else it goes through DRAM.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def readers(ops: Sequence[Op]) -> dict[str, list[int]]:
 def groups(ops: Sequence[Op]) -> list[Group]:
     """Split a block into groups: a matmul with the elementwise operators that can ride on its tiles, or one operator.
 
-    An operator rides if it alone reads the result so far; rotary also if the rest of the result goes to the KV cache only.
+    An operator rides if it alone reads the result so far; rotary also if the rest of the result goes to the KV cache
+    only.
     """
     reads = readers(ops)
     found: list[Group] = []
@@ -106,8 +107,8 @@ def _rides(ops: Sequence[Op], before: Op, number: int, reads: dict[str, list[int
 def on_chip(blocks: Sequence[Block], share_bytes: int) -> dict[str, frozenset[str]]:
     """Names of the activations that stay on chip, for each block by name.
 
-    The carried tensor stays only if it does so in every block, because one block hands it to the next. Anything else that
-    one block leaves to another goes through DRAM.
+    The carried tensor stays only if it does so in every block, because one block hands it to the next. Anything else
+    that one block leaves to another goes through DRAM.
     """
     outside = {name for block in blocks for name in _taken_from_outside(block.ops)} - {CARRIED}
     for carried in (True, False):

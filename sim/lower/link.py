@@ -1,8 +1,9 @@
-"""Joins block templates and their repetitions into one Program: numbers tasks, places DRAM spaces, groups alike channels.
+"""Joins block templates and their repetitions into one Program: numbers tasks, places DRAM spaces, groups alike
+channels.
 
-Repetition k of a block is repetition 0 with task numbers and addresses moved by constants. Channels whose segments are the
-same, number for number, form one class that the executor runs once (`symmetry=False` gives every channel a class of its own;
-a test shows that the results are equal).
+Repetition k of a block is repetition 0 with task numbers and addresses moved by constants. Channels whose segments are
+the same, number for number, form one class that the executor runs once (`symmetry=False` gives every channel a class of
+its own; a test shows that the results are equal).
 """
 
 from __future__ import annotations
@@ -54,18 +55,20 @@ def link(
     templates: Sequence[tuple[Template, int, int]],
     memory: Memory,
     channels: int,
-    slots: Sequence[int],
+    units: Sequence[tuple[int, int]],
     write_units: frozenset[int],
     symmetry: bool = True,
 ) -> Linked:
     """Build the Program of `templates`, a list of (template, repetitions, operators in it).
 
-    `slots`: tasks at once of each unit; `write_units`: the units whose memory tasks write.
+    `units`: tasks at once and window in bytes of each unit; `write_units`: the units whose memory tasks write.
     """
     before: list[Ints] = []
     after: list[Ints] = []
     columns: dict[str, list[Ints]] = {name: [] for name in ("unit", "ticks", "tail", "cold", "op", "moved")}
-    work: dict[str, list[Ints]] = {name: [] for name in ("macs", "vector_ops", "sram_read", "sram_write", "accumulator")}
+    work: dict[str, list[Ints]] = {
+        name: [] for name in ("macs", "vector_ops", "sram_read", "sram_write", "accumulator")
+    }
     seg_task: list[Ints] = []
     seg_start: list[Ints] = []
     seg_bytes: list[Ints] = []
@@ -139,10 +142,12 @@ def link(
         seg_ptr=segments.ptr,
         seg_lo=segments.low,
         seg_n=segments.bursts,
-        slots=np.array(slots, np.int64),
+        size=moved,
+        slots=np.array([s for s, _ in units], np.int64),
+        window=np.array([w for _, w in units], np.int64),
     )
     per_task = np.diff(segments.ptr, axis=1).max(initial=0)
-    in_flight = sum(slots[u] for u in np.unique(unit[is_memory])) if is_memory.any() else 0
+    in_flight = sum(units[u][0] for u in np.unique(unit[is_memory])) if is_memory.any() else 0
     return Linked(
         program=program,
         op=np.concatenate(columns["op"]),

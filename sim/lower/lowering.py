@@ -1,4 +1,6 @@
-"""Lowers a pass: divides the scratchpad, lowers each block once, links them, and names operators and units for the report."""
+"""Lowers a pass: divides the scratchpad, lowers each block once, links them, and names operators and units for the
+report.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,12 @@ def scratchpad_bytes(machine: Hardware, keeps_activations: bool) -> int:
     return capacity - int(capacity * machine.scratchpad.activation_share) if keeps_activations else capacity
 
 
-def slots(machine: Hardware) -> list[int]:
-    """Tasks that each unit runs at once: the cores' units in order, then the one that only joins others."""
-    core = {Unit.ARRAY: 1, Unit.VECTOR: 1, Unit.LOAD: machine.dma.loads, Unit.STORE: machine.dma.stores}
-    return [core[unit] for _ in range(machine.cores) for unit in Unit] + [_UNLIMITED]
+def units(machine: Hardware) -> list[tuple[int, int]]:
+    """Tasks at once and window in bytes of each unit: the cores' units in order, then the one that joins tasks."""
+    dma = machine.dma
+    window = int(dma.window)
+    core = {Unit.ARRAY: (1, 0), Unit.VECTOR: (1, 0), Unit.LOAD: (dma.loads, window), Unit.STORE: (dma.stores, window)}
+    return [core[unit] for _ in range(machine.cores) for unit in Unit] + [(_UNLIMITED, 0)]
 
 
 def write_units(machine: Hardware) -> frozenset[int]:
@@ -54,8 +58,9 @@ def check_capacity(machine: Hardware, weight_bytes: int, kv_bytes: int, what: st
     if weight_bytes + kv_bytes > capacity:
         gib = 2**30
         raise ConfigError(
-            f"{what} needs {weight_bytes / gib:.1f} GiB of weights and {kv_bytes / gib:.1f} GiB of KV cache, but the memory of "
-            f"{machine.name} ({machine.memory.channels} channels of {machine.memory.standard}) holds {capacity / gib:.1f} GiB",
+            f"{what} needs {weight_bytes / gib:.1f} GiB of weights and {kv_bytes / gib:.1f} GiB of KV cache, but the "
+            f"memory of {machine.name} ({machine.memory.channels} channels of {machine.memory.standard}) holds "
+            f"{capacity / gib:.1f} GiB",
             key="memory.channels",
         )
 
@@ -69,7 +74,8 @@ def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = T
     kept = on_chip(work.blocks, share)
     streaming = scratchpad_bytes(machine, share > 0)
     carried = max(
-        (t.resident_bytes for b in work.blocks for op in b.ops for t in (*op.inputs, *op.outputs) if t.name == CARRIED), default=0
+        (t.resident_bytes for b in work.blocks for op in b.ops for t in (*op.inputs, *op.outputs) if t.name == CARRIED),
+        default=0,
     )
     templates = []
     ops: list[OpRow] = []
@@ -82,13 +88,15 @@ def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = T
             ops.extend(
                 _op_row(op, block.name, layer, work, chosen) for op, chosen in zip(block.ops, decisions, strict=True)
             )
-    linked = link(templates, machine.dram, machine.memory.channels, slots(machine), write_units(machine), symmetry)
+    linked = link(templates, machine.dram, machine.memory.channels, units(machine), write_units(machine), symmetry)
     formats = {row.format for row in ops if row.flops}
     return Lowered(linked, tuple(ops), unit_rows(machine, formats))
 
 
 def _op_row(op: Op, block: str, layer: int, work: Pass, decisions: dict[str, str]) -> OpRow:
-    data = next((t.format for t in op.inputs if t.role in (Role.ACTIVATION, Role.KV)), op.inputs[0].format if op.inputs else "")
+    data = next(
+        (t.format for t in op.inputs if t.role in (Role.ACTIVATION, Role.KV)), op.inputs[0].format if op.inputs else ""
+    )
     return OpRow(
         name=op.name, kind=op.kind.value, role=op.role, block=block, layer=layer, pass_name=work.name, phase=work.phase,
         flops=op.flops, vector_ops=op.vector_ops, read_bytes=op.read_bytes, write_bytes=op.write_bytes, format=data,
@@ -102,7 +110,7 @@ def unit_rows(machine: Hardware, formats: set[str]) -> tuple[UnitRow, ...]:
     flops = max(rates, default=machine.peak_flops_per_s(next(iter(machine.array.formats)))) / machine.cores
     vector = float(machine.vector.count * machine.vector.lanes * machine.vector.simple_slots * machine.clock)
     memory = machine.peak_bytes_per_s
-    rows = []
+    rows: list[UnitRow] = []
     for core in range(machine.cores):
         prefix = f"core{core}." if machine.cores > 1 else ""
         rows.extend(
@@ -113,4 +121,8 @@ def unit_rows(machine: Hardware, formats: set[str]) -> tuple[UnitRow, ...]:
                 UnitRow(f"{prefix}dma.store", "dma", machine.dma.stores, memory, "byte"),
             )
         )
-    return (*rows, UnitRow("sync", "sync", _UNLIMITED, 0.0, "none"), UnitRow("memory", "memory", machine.memory.channels, memory, "byte"))
+    return (
+        *rows,
+        UnitRow("sync", "sync", _UNLIMITED, 0.0, "none"),
+        UnitRow("memory", "memory", machine.memory.channels, memory, "byte"),
+    )

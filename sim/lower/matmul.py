@@ -1,7 +1,8 @@
-"""Lowers a matrix product: tiles, loop order, what is kept on chip, and the vector operators applied to each output tile.
+"""Lowers a matrix product: tiles, loop order, what is kept on chip, and the vector operators applied to each output
+tile.
 
-Loops are (outer, inner, k) with k innermost, so that partial sums never leave the accumulators. The operand that depends on
-the outer index alone is kept on chip across the inner loop or fetched again for each of its steps.
+Loops are (outer, inner, k) with k innermost, so that partial sums never leave the accumulators. The operand that
+depends on the outer index alone is kept on chip across the inner loop or fetched again for each of its steps.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from sim.lower.compute import Bits, TileWork, tile_work, vector_task, whole
 
 @dataclass(frozen=True, slots=True)
 class Epilogue:
-    """A vector operator on the output tiles: `columns_in` columns of the product become `columns_out`; `extra` operands.
+    """A vector operator on the output tiles: `columns_in` columns of the product become `columns_out`; `extra`
+    operands.
 
-    `elements`: results that the function works out, all tiles together (fewer than all where it changes only some columns).
+    `elements`: results that the function works out, all tiles together (fewer than all where it changes only some
+    columns).
     """
 
     function: str
@@ -33,7 +36,7 @@ class Epilogue:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A matmul as the mapper sees it: sizes, formats, and which operands are in DRAM. Hashable: results are memoised."""
+    """A matmul as the mapper sees it: sizes, formats, which operands are in DRAM. Hashable: results are remembered."""
 
     groups: tuple[int, ...]  # rows of each batch member
     n: int
@@ -68,7 +71,7 @@ class Tiling:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a product's operands are: DRAM byte offsets (used if in DRAM) and the tasks after which each may be read."""
+    """Where a product's operands are: byte offsets (if in DRAM) and the tasks after which each may be read."""
 
     left: int
     left_space: Space
@@ -128,13 +131,16 @@ def footprint(product: Product, tiling: Tiling) -> tuple[int, int]:
     held = kept * (pieces if tiling.keep else 1)
     slack = kept if tiling.keep and pieces > 1 else held
     extra = sum(
-        whole(tiling.m * min(e.columns_out, tiling.n) * width) for e in product.epilogues for in_dram, width in e.extra if in_dram
+        whole(tiling.m * min(e.columns_out, tiling.n) * width)
+        for e in product.epilogues
+        for in_dram, width in e.extra
+        if in_dram
     )
     return held + slack + 2 * streamed + 2 * extra, 2 * whole(tiling.m * tiling.n * size.accumulator)
 
 
 def lower_product(builder: Builder, product: Product, tiling: Tiling, places: Places, ops: Sequence[int]) -> list[int]:
-    """Add the tasks of `product`; returns those that end it. `ops`: operator numbers of the matmul and its epilogues."""
+    """Add the tasks of `product`; returns those that end it. `ops`: numbers of the matmul and of its epilogues."""
     machine = builder.machine
     align = builder.align_bytes
     cost = _Costs(machine, product)
@@ -184,7 +190,11 @@ def lower_product(builder: Builder, product: Product, tiling: Tiling, places: Pl
                         kept[key] = load_outer(core, oi, ki)
                     a, w = kept[key], load_inner(core, ii, ki)
                     tile = cost.tile(m, n, k)
-                    after = [*(places.start if not array_tasks else ()), *(a.ready if a else ()), *(w.ready if w else ())]
+                    after = [
+                        *(places.start if not array_tasks else ()),
+                        *(a.ready if a else ()),
+                        *(w.ready if w else ()),
+                    ]
                     if not product.left_in_dram and not array_tasks:
                         after.extend(places.left_ready)
                     if not product.right_in_dram and not array_tasks:
@@ -216,7 +226,9 @@ def lower_product(builder: Builder, product: Product, tiling: Tiling, places: Pl
                             held.append(builder.fetch(core, space, base + extra_done[index], size, ready))
                             extra_done[index] += size
                             extra_ready.extend(held[-1].ready)
-                    read = whole(m * columns * product.size.result + sum(m * out * width for _, width in epilogue.extra))
+                    read = whole(
+                        m * columns * product.size.result + sum(m * out * width for _, width in epilogue.extra)
+                    )
                     last = vector_task(
                         builder, core, epilogue.function, 1, whole(epilogue.elements * share),
                         (read, whole(m * out * product.size.result)), (last, *extra_ready, *places.start),
@@ -307,7 +319,9 @@ def _sizes(unit: int, total: int) -> list[int]:
     return [*sizes, total]
 
 
-def estimate_ps(machine: Hardware, product: Product, tiling: Tiling, tile_cost: Callable[[int, int, int], TileWork]) -> int:
+def estimate_ps(
+    machine: Hardware, product: Product, tiling: Tiling, tile_cost: Callable[[int, int, int], TileWork]
+) -> int:
     """Rough time: the longer of compute and traffic, plus the first load and the last store. Only ranks candidates."""
     n_tiles, k_tiles = _counted(product.n, tiling.n), _counted(product.k, tiling.k)
     compute = 0
@@ -331,7 +345,8 @@ def estimate_ps(machine: Hardware, product: Product, tiling: Tiling, tile_cost: 
         traffic += sum(product.groups) * product.columns_out * size.result
     for epilogue in product.epilogues:
         traffic += sum(
-            (sum(product.groups) * epilogue.columns_out * width for in_dram, width in epilogue.extra if in_dram), Fraction(0)
+            (sum(product.groups) * epilogue.columns_out * width for in_dram, width in epilogue.extra if in_dram),
+            Fraction(0),
         )
     compute_ps = compute * 10**12 // int(machine.clock) // machine.cores
     bandwidth = int(machine.peak_bytes_per_s)

@@ -24,10 +24,10 @@ class Operand:
 
 
 def lower_vector(
-    builder: Builder, function: str, rows: int, columns: int, ops: int, inputs: Sequence[Operand], outputs: Sequence[Operand],
-    start: tuple[int, ...], keep: int = 1,
+    builder: Builder, function: str, rows: int, columns: int, ops: int, inputs: Sequence[Operand],
+    outputs: Sequence[Operand], start: tuple[int, ...], keep: int = 1,
 ) -> list[int]:  # fmt: skip
-    """`function` over rows x columns; row-wise functions are cut between rows, element-wise ones anywhere (rows = 1)."""
+    """`function` over rows x columns; row-wise ones are cut between rows, element-wise ones (rows = 1) anywhere."""
     align = builder.align_bytes
     units = rows if rows > 1 else columns
     parts = _parts(builder, units, inputs, outputs)
@@ -52,8 +52,8 @@ def lower_vector(
 
 
 def lower_move(
-    builder: Builder, rows: Sequence[tuple[Space, int]] | None, row_bytes: int, ops: int, inputs: Sequence[Operand], output: Operand,
-    start: tuple[int, ...],
+    builder: Builder, rows: Sequence[tuple[Space, int]] | None, row_bytes: int, ops: int, inputs: Sequence[Operand],
+    output: Operand, start: tuple[int, ...],
 ) -> list[int]:  # fmt: skip
     """A gather: `rows` lists where each row of a table stands in DRAM (None: rows of the inputs, in any order)."""
     align = builder.align_bytes
@@ -122,9 +122,15 @@ def lower_scatter(
 
 
 def lower_custom(
-    builder: Builder, cycles: dict[Unit, int], work: Work, read: int, write: int, place: tuple[Space, int], start: tuple[int, ...]
+    builder: Builder,
+    cycles: dict[Unit, int],
+    work: Work,
+    read: int,
+    write: int,
+    place: tuple[Space, int],
+    start: tuple[int, ...],
 ) -> list[int]:
-    """Stated work: load `read` bytes, keep the units busy for their cycles, store `write` bytes; in overlapping parts."""
+    """Stated work: load `read` bytes, keep the units busy for their cycles, store `write` bytes; parts overlap."""
     align = builder.align_bytes
     space, offset = place
     step = max(builder.scratchpads[0].capacity // _PARTS, 1)

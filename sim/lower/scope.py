@@ -141,7 +141,8 @@ class Scope:
             for span in spans:
                 for _ in range(span.count):
                     size = tensor.bytes * (done + span.query) // tokens - tensor.bytes * done // tokens
-                    # A cache that holds less than all positions (a window) is a ring; its fill level stands for the place.
+                    # A cache that holds less than all positions (a window) is a ring; its fill level stands for the
+                    # place.
                     offset = min(whole * (at + span.past) // positions, whole - size)
                     pieces.append((Space.KV, base + offset, size))
                     done += span.query

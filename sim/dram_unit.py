@@ -1,0 +1,207 @@
+"""Behind `opcycle unit dram`: turns a memory and a file of requests into cycles, counts, bandwidth, latency and energy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sim.errors import ConfigError
+from sim.standards import Memory, compile_memory, load_memory, new_state
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sim.kernels.dram_tables import ChannelState, DramTables
+
+
+class Requests(NamedTuple):
+    """A trace as columns, one entry a request: byte address, whether it writes, earliest clock."""
+
+    address: NDArray[np.int64]
+    is_write: NDArray[np.int64]
+    earliest: NDArray[np.int64]
+
+
+class Replay(NamedTuple):
+    """What happened to a trace: per request accept and completion ticks, and the channels afterwards."""
+
+    tables: DramTables
+    state: ChannelState
+    accepted: NDArray[np.int64]
+    done: NDArray[np.int64]
+    wall_s: float
+
+
+def read_trace(path: str | Path) -> Requests:
+    """Read `LD ADDRESS [CLOCK]` and `ST ADDRESS [CLOCK]` lines; blank lines and `#` comments are skipped.
+
+    Raises ConfigError with file and line.
+    """
+    import numpy as np
+
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="ascii").split("\n")
+    except FileNotFoundError:
+        raise ConfigError("no such file", file=path) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read as text ({error})", file=path) from None
+    address: list[int] = []
+    is_write: list[int] = []
+    earliest: list[int] = []
+    kinds = {"LD": 0, "ST": 1}
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words or words[0][0] == "#":
+            continue
+        try:
+            kind, where, when = words if len(words) == 3 else (*words, "0")
+            is_write.append(kinds[kind])
+            address.append(int(where, 0))
+            earliest.append(int(when))
+            if address[-1] < 0 or earliest[-1] < 0 or max(address[-1], earliest[-1]) >= 2**56:
+                raise ValueError
+        except (ValueError, KeyError):
+            raise ConfigError(
+                f"{line.strip()!r} is no request: write LD or ST, a byte address (decimal or 0x hex) and, if wanted, "
+                "the earliest clock",
+                file=path,
+                line=number,
+            ) from None
+    if not address:
+        raise ConfigError("holds no request", file=path)
+    return Requests(np.array(address, np.int64), np.array(is_write, np.int64), np.array(earliest, np.int64))
+
+
+def replay_requests(
+    memory: Memory, requests: Requests, channels: int, in_flight: int = 0, log: int = 0
+) -> Replay:
+    """Serve `requests` on `channels` channels of `memory`; `log` commands a channel are recorded.
+
+    Raises ConfigError for an address beyond the memory.
+    """
+    import numpy as np
+
+    from sim.kernels.dram_trace import replay
+
+    memory.check_channels(channels)
+    capacity = memory.capacity_bytes_per_channel * channels
+    beyond = np.flatnonzero(requests.address >= capacity)
+    if len(beyond):
+        i = int(beyond[0])
+        raise ConfigError(
+            f"request {i + 1} has address {int(requests.address[i]):#x}, but {channels} channel"
+            f"{'s' if channels > 1 else ''} of {memory.name} end at {capacity:#x}"
+        )
+    block = 1 << memory.channel_position
+    whole, rest = np.divmod(requests.address // memory.burst_bytes, block * channels)
+    channel, inside = np.divmod(rest, block)
+    tables = compile_memory(memory)
+    state = new_state(tables, channels, ring=1, log=log, requests=len(channel))
+    accepted = np.zeros(len(channel), np.int64)
+    started = time.perf_counter()
+    replay(
+        tables,
+        state,
+        channel,
+        whole * block + inside,
+        requests.is_write,
+        requests.earliest * tables.front_ticks,
+        in_flight,
+        np.zeros(in_flight, np.int64),
+        accepted,
+    )
+    return Replay(tables, state, accepted, state.request_done, time.perf_counter() - started)
+
+
+def run(
+    memory: str | Path,
+    trace: str | Path,
+    channels: int = 1,
+    overrides: Mapping[str, Any] | None = None,
+    in_flight: int = 0,
+    check: bool = False,
+) -> dict[str, Any]:
+    """Serve the file `trace` on `memory` and return what `opcycle unit dram --json` prints.
+
+    `overrides` are settings of the memory (`policy`, `queue`, `mapping`, `timings.tRFC` ...); `in_flight` limits the
+    requests under way; `check` counts rule violations with the independent checker. Raises ConfigError.
+    """
+    loaded = load_memory(memory, overrides)
+    requests = read_trace(trace)
+    try:
+        log = 16 * len(requests.address) + 4096 if check else 0
+        replayed = replay_requests(loaded, requests, channels, in_flight, log)
+        if check:
+            while (replayed.state.scalar[:, _logged()] >= log).any():
+                log *= 2
+                replayed = replay_requests(loaded, requests, channels, in_flight, log)
+    except ConfigError as error:
+        raise ConfigError(error.message, file=error.file or str(trace), key=error.key) from None
+    return summary(loaded, requests, replayed, check)
+
+
+def _logged() -> int:
+    from sim.kernels.dram_tables import LOGGED
+
+    return LOGGED
+
+
+def summary(memory: Memory, requests: Requests, replayed: Replay, check: bool) -> dict[str, Any]:
+    """The keys of `opcycle unit dram --json`; `cycles` counts clocks of the command bus."""
+    import numpy as np
+
+    from sim.dram_energy import dram_rows
+    from sim.kernels import dram_tables as at
+    from sim.kernels.dram import settle, standby
+    from sim.passes import MemoryCounts
+
+    tables, state = replayed.tables, replayed.state
+    reads = requests.is_write == 0
+    end = int(max(state.scalar[:, at.LAST_READ_END].max(), state.scalar[:, at.LAST_WRITE].max()))
+    period = memory.period
+    for c in range(state.scalar.shape[0]):
+        settle(tables, state, c, end)
+    counts = state.count.sum(axis=0)
+    spent = np.array([standby(tables, state, c, end) for c in range(state.scalar.shape[0])]).sum(axis=0)
+    read_bytes, write_bytes = int(counts[at.RD]) * memory.burst_bytes, int(counts[at.WR]) * memory.burst_bytes
+    memory_counts = MemoryCounts(
+        commands={"ACT": int(counts[at.ACT]), "RD": int(counts[at.RD]), "WR": int(counts[at.WR]),
+                  "REFab": int(counts[at.REF]), "REFpb": int(counts[at.REFB]), "REFsb": int(counts[at.REFS])},
+        standby_ps={name: int(n * period) for name, n in zip(("active", "precharged", "refresh"), spent, strict=True)},
+        bytes_read=read_bytes,
+        bytes_written=write_bytes,
+        row_hits=int(counts[at.HITS]),
+        row_misses=int(counts[at.MISSES]),
+        row_conflicts=int(counts[at.CONFLICTS]),
+    )  # fmt: skip
+    time_ps = end * period
+    latency = (replayed.done - replayed.accepted)[reads]
+    result: dict[str, Any] = {
+        "cycles": -(-end // tables.front_ticks),
+        "time_ns": float(time_ps / 1000),
+        "reads": int(reads.sum()),
+        "writes": int((~reads).sum()),
+        "activates": int(counts[at.ACT]),
+        "precharges": int(counts[at.PRE] + counts[at.PREA]),
+        "refreshes": int(counts[at.REF] + counts[at.REFB] + counts[at.REFS]),
+        "row_hits": memory_counts.row_hits,
+        "row_misses": memory_counts.row_misses,
+        "row_conflicts": memory_counts.row_conflicts,
+        "bandwidth_bytes_per_s": float(len(reads) * memory.burst_bytes * 10**12 / time_ps) if end else 0.0,
+        "average_read_latency_ns": float(latency.mean() * period / 1000) if len(latency) else 0.0,
+        "energy_pj": {row.subcomponent: row.count * row.pj_each for row in dram_rows(memory, memory_counts)},
+    }
+    if check:
+        from sim.dram_check import check_log
+
+        found = [
+            check_log(memory, state.log[c, : state.scalar[c, at.LOGGED]]) for c in range(state.scalar.shape[0])
+        ]
+        result["violations"] = sum(f.count for f in found)
+        result["violation_examples"] = [text for f in found for text in f.examples][:10]
+    result["wall_s"] = replayed.wall_s
+    return result

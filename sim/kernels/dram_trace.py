@@ -1,0 +1,102 @@
+"""Replays a list of single requests on the channels of one memory: turns addresses into accept and completion ticks.
+
+Requests are offered in order, in any one clock at most as many as there are channels, and the first one refused holds up
+all that follow. Channels are independent between offers, so each is only taken as far as the next offer to it needs.
+"""
+
+import numpy as np
+
+from sim.kernels.dram import offer, step
+from sim.kernels.dram_tables import BEST_TICK, CLOCK, DUE, NEVER, STALE
+from sim.kernels.jit import inlined, leaf
+
+
+@leaf
+def next_place(t, s, channel, done, under, count):
+    """Tick at which one of the `count` requests under way has completed, and its place in `under`.
+
+    Channels whose next command comes before the earliest completion known are advanced, never past it.
+    """
+    while True:
+        first = NEVER
+        place = np.int64(0)
+        low = NEVER
+        for k in range(count):
+            i = under[k]
+            if done[i] < first:
+                first = done[i]
+                place = np.int64(k)
+            elif done[i] == NEVER:
+                c = channel[i]
+                low = min(low, step(t, s, c, s.scalar[c, CLOCK], False, np.int64(-1)))
+        if first <= low:
+            return first, place
+        for k in range(count):
+            if done[under[k]] == NEVER:
+                step(t, s, channel[under[k]], low + 1, False, np.int64(-1))
+
+
+@inlined
+def behind(s, c, tick):
+    """Whether channel `c` may have something to do below `tick`."""
+    x = s.scalar[c]
+    return x[STALE] == 1 or min(x[BEST_TICK], x[DUE]) < tick
+
+
+@leaf
+def replay(t, s, channel, burst, is_write, earliest, in_flight, under, accepted):
+    """Serve all requests; `accepted` and `s.request_done` get their ticks.
+
+    channel, burst (channel-local), is_write, earliest (tick): one entry a request. in_flight: most requests under way at
+    once, the next being offered in the clock after a completion, with `under` as scratch of that size; 0 for no limit.
+    """
+    channels = s.scalar.shape[0]
+    done = s.request_done
+    front = t.front_ticks
+    count = np.int64(0)
+    tick = np.int64(0)
+    offered = np.int64(0)
+    n = channel.shape[0]
+    i = np.int64(0)
+    last = np.int64(0)
+    fresh = True
+    while True:
+        wait = np.int64(-1)
+        if i < n:
+            c = channel[i]
+            if fresh:
+                begin = max(tick, earliest[i])
+                if offered == channels:
+                    begin = max(begin, tick + front)
+                if in_flight > 0 and count == in_flight:
+                    free, place = next_place(t, s, channel, done, under, count)
+                    begin = max(begin, free + 1)
+                    count -= 1
+                    under[place] = under[count]
+                if begin > tick:
+                    tick = -(-begin // front) * front
+                    offered = np.int64(0)
+                fresh = False
+            until = tick
+            if not behind(s, c, tick):
+                if offer(t, s, c, burst[i], is_write[i], i, tick):
+                    accepted[i] = tick
+                    offered += 1
+                    if in_flight > 0:
+                        under[count] = i
+                        count += 1
+                    i += 1
+                    fresh = True
+                    continue
+                until = NEVER
+                wait = is_write[i]
+        else:
+            if last == channels:
+                break
+            c = last
+            until = NEVER
+            last += 1
+        step(t, s, c, until, until < NEVER, wait)
+        if wait >= 0:
+            tick = -(-s.scalar[c, CLOCK] // front) * front
+            offered = np.int64(0)
