@@ -17,7 +17,7 @@ _OPERATORS: Final[Mapping[type[ast.operator], Callable[[int, int], int]]] = {
 
 
 def evaluate(text: str | int, names: Mapping[str, int]) -> int:
-    """Value of `text`: integers, names, + - *, parentheses, min(...) and max(...). Raises ValueError in one sentence."""
+    """Value of `text`: integers, names, + - *, parentheses, min() and max(). Raises ValueError in one sentence."""
     if isinstance(text, int):
         return text
     try:

@@ -208,9 +208,15 @@ def load_hardware(name_or_path: str | Path, overrides: dict[str, Any] | None = N
     Raises ConfigError for anything that the schema or the geometry does not allow.
     """
     from sim.catalog import find
-    from sim.config import apply_overrides, build, load_yaml
+    from sim.config import ConfigError, apply_overrides, build, load_yaml
 
     document = load_yaml(find("hardware", name_or_path))
     if overrides:
         document = apply_overrides(document, overrides)
-    return build(Hardware, document)
+    machine = build(Hardware, document)
+    try:
+        machine.dram.check_channels(machine.memory.channels)
+    except ConfigError as error:
+        # An unknown name has no file of its own; a fault inside the memory's file is told with that file.
+        raise error if error.file else document.error(str(error), "memory") from None
+    return machine

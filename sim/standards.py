@@ -58,6 +58,13 @@ TABLE_BITS: Final = 14
 """Largest part of an address that is decoded by one table."""
 
 
+STRETCH: Final = 128
+"""Bursts of a stretch that may be jumped over."""
+
+KNOWN_STATES: Final = 512
+"""States that the memo of the steady-state shortcut holds."""
+
+
 class Policy(StrEnum):
     """Scheduler of the controller."""
 
@@ -137,7 +144,7 @@ class Controller(Strict):
 
 
 class Rule(NamedTuple):
-    """After `before`, `after` may follow no earlier than `gap` ticks at `level`; `window` > 1: after the window-th last."""
+    """At `level`, `after` may follow `before`, of `window` > 1 the window-th last, no earlier than by `gap` ticks."""
 
     level: str
     before: str
@@ -194,9 +201,7 @@ class Memory(Strict):
     @property
     def channel_peak_bytes_per_s(self) -> float:
         """Of one channel, all its pseudo-channels together, without refresh."""
-        return float(
-            Fraction(self.burst_bytes * self.clock * self.organisation.pseudo_channels, self.burst_ticks)
-        )
+        return float(Fraction(self.burst_bytes * self.clock * self.organisation.pseudo_channels, self.burst_ticks))
 
     @property
     def bursts_per_channel(self) -> int:
@@ -361,7 +366,8 @@ def split_range(
 
     def below(position: NDArray[np.int64]) -> NDArray[np.int64]:
         whole, rest = np.divmod(position, block * channels)
-        return whole * block + np.clip(rest - offset, 0, block)
+        inside: NDArray[np.int64] = np.clip(rest - offset, 0, block)
+        return whole * block + inside
 
     lo = below(start)
     return lo, below(end) - lo
@@ -413,6 +419,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
 
     pieces = _pieces(memory)
     low_bits, high_shift, low_bank, low_row = _low_tables(memory, pieces)
+    period_bits = pieces[-1].shift if pieces and pieces[-1].row else 0
     interval = 0 if memory.refresh is Refresh.NONE else timings["tREFI"]
     stagger = memory.refresh is Refresh.STAGGERED
     phase = [interval * (r + 1) // ranks if stagger else interval for r in range(ranks)]
@@ -462,7 +469,8 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         piece_to=integers([p.to for p in pieces]),
         piece_row=integers([p.row for p in pieces]),
         bursts=memory.bursts_per_channel,
-        steady=int(steady),
+        steady=min(STRETCH, 1 << period_bits) if steady and period_bits >= 4 else 0,
+        period_bits=period_bits,
     )
 
 
@@ -529,6 +537,9 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     entries = tables.read_entries + tables.write_entries
     windows = len(tables.window_size)
     size = int(tables.window_size.max()) if windows else 1
+    known = KNOWN_STATES if tables.steady and not log else 1
+    words = 8 + tables.banks * (2 + k.N_COMMANDS) + tables.groups * k.N_COMMANDS + tables.ranks
+    words += windows * tables.groups * size + 4 * entries
     state = k.ChannelState(
         scalar=np.zeros((classes, k.N_SCALARS), np.int64),
         bank=np.full((classes, k.N_BANK, tables.banks), -1, np.int64),
@@ -544,6 +555,13 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
         done_count=np.zeros(classes, np.int64),
         log=np.zeros((classes, log, k.LOG_FIELDS), np.int64),
         request_done=np.full(requests, k.NEVER, np.int64),
+        mark_count=np.zeros((classes, k.N_COUNTS + 2 * tables.ranks), np.int64),
+        memo_word=np.zeros(words, np.int64),
+        memo_state=np.zeros((known, words + 1), np.int64),
+        memo_after=np.zeros((known, 6 + k.N_COUNTS + 3 * tables.ranks), np.int64),
+        memo_index=np.full(4 * known, -1, np.int64),
+        memo_seen=np.full(16 * known, -1, np.int64),
+        memo_count=np.zeros(2, np.int64),
     )
     for w, window in enumerate(tables.window_size):
         state.ring[:, w, :, window] = 0
@@ -556,6 +574,7 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     state.bank[:, [k.STREAK, k.ORDER_R, k.ORDER_W, k.WANT_R, k.WANT_W, k.NEAR_R, k.NEAR_W], :] = 0
     state.bank[:, [k.FROM_R, k.FROM_W], :] = k.FAR
     state.scalar[:, k.STALE] = 1
+    state.scalar[:, k.MARK] = -1
     state.rank[:, k.NEXT_DUE, :] = tables.refresh_phase
     state.scalar[:, k.DUE] = tables.refresh_phase.min()
     return state

@@ -80,7 +80,7 @@ def bank_conflict(n: int, granule: int, mapping: str) -> list[Request]:
 
 
 def gemv(n: int, granule: int, skew: int = 10240, k: int = 4096, streams: int = 8) -> list[Request]:
-    """fp16 y = W x: `streams` row blocks read in turn, each displaced by `skew` bytes more; y written granule by granule."""
+    """fp16 y = W x: `streams` row blocks read in turn, each displaced by `skew` bytes more; y written by granules."""
     row_bytes = 2 * k
     rows_a_write = granule // 2
     reads_a_write = rows_a_write * row_bytes // granule

@@ -1,7 +1,7 @@
-"""Plain-Python twin of the task executor: lists and scans instead of heaps, and every memory channel stepped tick by tick.
+"""Plain-Python twin of the task executor: scans instead of heaps, and every memory channel stepped tick by tick.
 
-It says what `sim.kernels.machine.run` must do, not how: at each moment first everything that ends there, then tasks that
-only join others, then units take their lowest-numbered ready tasks, until nothing more happens at that moment.
+It says what `sim.kernels.machine.run` must do, not how: at each moment first everything that ends there, then tasks
+that only join others, then units take their lowest-numbered ready tasks, until nothing more happens at that moment.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from sim.kernels.program import NEVER, Program
 
 @dataclass
 class Task:
-    """One row of a Program in words. `segments`: for each channel class the (first burst, bursts) that it carries; `size`:
-    bytes that they count as."""
+    """One row of a Program in words. `segments`: for each channel class the (first burst, bursts) that it carries;
+    `size`: bytes that they count as.
+    """
 
     unit: int
     ticks: int

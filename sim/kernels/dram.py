@@ -1,13 +1,14 @@
 """Runs memory channels command by command: takes segments of bursts in, and gives the tick at which each is complete.
 
-A channel keeps a ring of segments (contiguous channel-local bursts of one direction and task). Its front end takes bursts
-in order, at most one a clock, while the queue has room; the controller of `dram_issue` serves them. `advance` may be called
-with any sequence of limits: the commands are the same.
+A channel keeps a ring of segments (contiguous channel-local bursts of one direction and task). Its front end takes
+bursts in order, at most one a clock, while the queue has room; the controller of `dram_issue` serves them. `advance`
+may be called with any sequence of limits: the commands are the same.
 """
 
 import numpy as np
 
 from sim.kernels.dram_issue import accept, fall_due, find_best, has_room, idle_refreshes, issue_bank, issue_rank
+from sim.kernels.dram_steady import leap
 from sim.kernels.dram_tables import (
     BANK_BITS,
     BEST,
@@ -37,14 +38,15 @@ from sim.kernels.dram_tables import (
     TIME_PRECHARGED,
     TIME_REFRESH,
     VISIBLE,
-    WANTED,
+    WAITING_REFRESH,
     WANT_R,
+    WANTED,
     ChannelState,
     DramTables,
 )
 from sim.kernels.jit import inlined, leaf
 
-__all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "standby", "step"]
+__all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "standby"]
 
 
 @inlined
@@ -86,11 +88,12 @@ def complete(s, c, p, tick):
 
 
 @inlined
-def step(t, s, c, until, settling, wait_room):
+def run_channel(t, s, c, until, settling, wait_room):
     """Simulate class `c` for all ticks below `until`, or up to the tick at which something asked for has happened.
 
-    That is the completion of a segment or, with `wait_room` 0 or 1, an entry leaving the read or write queue. `settling`
-    also accounts for refreshes of an idle channel up to `until`. Returns the tick of the next thing to do, NEVER if idle.
+    That is the completion of a segment or, with `wait_room` 0 or 1, an entry leaving the read or write queue.
+    `settling` 1 also accounts for refreshes of an idle channel up to `until`. Returns the tick of the next thing to do,
+    NEVER if idle.
     """
     x = s.scalar[c]
     bank = s.bank[c]
@@ -113,8 +116,10 @@ def step(t, s, c, until, settling, wait_room):
             d = segment[IS_WRITE, p]
             if has_room(t, x, d):
                 arrival = max(segment[VISIBLE, p], max(x[FRONT], now))
+                if t.front_ticks > 1:
+                    arrival = -(-arrival // t.front_ticks) * t.front_ticks
         if x[QUEUED_R] + x[QUEUED_W] == 0:
-            if arrival == NEVER and not settling:
+            if arrival == NEVER and settling == 0:
                 tick = NEVER
                 break
             horizon = min(until, arrival)
@@ -123,7 +128,7 @@ def step(t, s, c, until, settling, wait_room):
         if x[STALE] == 1:
             find_best(t, x, bank, near, rank, now)
         tick = min(min(arrival, x[BEST_TICK]), x[DUE])
-        if tick >= until or (stop and tick > now and not settling):
+        if tick >= until or (stop and tick > now and settling == 0):
             break
         now = tick
         acted = True
@@ -131,6 +136,16 @@ def step(t, s, c, until, settling, wait_room):
             fall_due(t, x, bank, ready, rank, entry, tick)
         elif arrival == tick:
             burst = segment[CURSOR, p]
+            if (
+                t.steady > 0
+                and burst & (t.steady - 1) == 0
+                and segment[REMAINING, p] > 2 * t.steady
+                and x[WAITING_REFRESH] == 0
+                and log.shape[0] == 0
+            ):
+                tick = leap(t, s, c, tick, until)
+                now = tick
+                burst = segment[CURSOR, p]
             segment[CURSOR, p] = burst + 1
             segment[REMAINING, p] -= 1
             if segment[REMAINING, p] == 0:
@@ -146,6 +161,7 @@ def step(t, s, c, until, settling, wait_room):
                 if complete(s, c, p, tick + 1):
                     stop = True
         else:
+            x[FRONT] = max(x[FRONT], tick + 1)
             at = x[BEST] & (2**BANK_BITS - 1)
             e = np.int64(-1)
             kind = np.int64(-1)
@@ -164,25 +180,32 @@ def step(t, s, c, until, settling, wait_room):
                     stop = True
     if acted:
         x[CLOCK] = now + 1
-    if tick >= until and until < NEVER:
+    # After an early return the caller may hand over work for any tick from now on.
+    if tick >= until and until < NEVER and (settling or not stop):
         x[CLOCK] = max(x[CLOCK], until)
     return tick
 
 
 @leaf
+def step(t, s, c, until, settling, wait_room):
+    """`run_channel`, compiled once for all callers that do not call it for every burst."""
+    return run_channel(t, s, c, until, settling, wait_room)
+
+
+@inlined
 def advance(t, s, c, until):
     """Simulate class `c` for all ticks below `until`; return the tick of the next thing to do, NEVER if idle.
 
     Returns early after the tick in which a segment completed (see `done_count`). Refreshes of an idle channel are
     accounted for when work arrives, or by `settle`.
     """
-    return step(t, s, c, until, False, np.int64(-1))
+    return step(t, s, c, until, np.int64(0), np.int64(-1))
 
 
-@leaf
+@inlined
 def settle(t, s, c, tick):
     """Work off everything queued and all refreshes due before `tick`, so that the counters speak of that moment."""
-    step(t, s, c, tick, True, np.int64(-1))
+    step(t, s, c, tick, np.int64(1), np.int64(-1))
 
 
 @leaf

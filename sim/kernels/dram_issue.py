@@ -1,8 +1,8 @@
 """The controller of one channel: turns queued requests and due refreshes into the next legal command, and issues it.
 
-All functions work on the arrays of one channel class (rows of a ChannelState). Ticks only ever grow; a rule is kept as the
-earliest tick at which a command may follow, per bank and per bank group, so that the next command is a minimum over the
-banks that have work.
+All functions work on the arrays of one channel class (rows of a ChannelState). Ticks only ever grow; a rule is kept as
+the earliest tick at which a command may follow, per bank and per bank group, so that the next command is a minimum over
+the banks that have work.
 """
 
 import numpy as np
@@ -17,9 +17,9 @@ from sim.kernels.dram_tables import (
     BANK_BITS,
     BEST,
     BEST_TICK,
-    BUSY,
     BUS_COLUMN,
     BUS_ROW,
+    BUSY,
     CLASS_SHIFT,
     CONFLICTS,
     DUE,
@@ -32,9 +32,9 @@ from sim.kernels.dram_tables import (
     FROM_R,
     HEAD_R,
     HEAD_W,
-    HITS,
     HIT_R,
     HIT_W,
+    HITS,
     LAST_END,
     LAST_READ_END,
     LAST_WRITE,
@@ -42,11 +42,11 @@ from sim.kernels.dram_tables import (
     MISSES,
     MODE,
     MOST_AHEAD,
+    N_COMMANDS,
     NEAR_R,
     NEVER,
     NEXT_AGE,
     NEXT_DUE,
-    N_COMMANDS,
     OPEN,
     ORDER_BITS,
     ORDER_MASK,
@@ -58,8 +58,8 @@ from sim.kernels.dram_tables import (
     QUEUED_R,
     QUEUED_W,
     RD,
-    READS_DONE,
     READ_LATENCY,
+    READS_DONE,
     REF,
     ROW,
     SINCE,
@@ -104,7 +104,8 @@ def choose(t, bank, ready, rank, entry, b, d):
             want = np.int64(PRE)
         bank[WANT_R + d, b] = want
         bank[PICK_R + d, b] = e
-        bank[ORDER_R + d, b] = (1 if want == ACT else (3 if want == PRE else 2)) << CLASS_SHIFT | entry[AGE, e] << BANK_BITS | b
+        rank_of_kind = 1 if want == ACT else (3 if want == PRE else 2)
+        bank[ORDER_R + d, b] = rank_of_kind << CLASS_SHIFT | entry[AGE, e] << BANK_BITS | b
         bank[FROM_R + d, b] = ready[b, want]
         bank[NEAR_R + d, b] = g * N_COMMANDS + want
 
@@ -175,8 +176,8 @@ def accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
     mode = x[MODE]
     choose_mode(t, x)
     if fresh:
-        choose(t, bank, ready, rank, entry, b, 0)
-        choose(t, bank, ready, rank, entry, b, 1)
+        choose(t, bank, ready, rank, entry, b, np.int64(0))
+        choose(t, bank, ready, rank, entry, b, np.int64(1))
         if d == mode:
             first = max(bank[FROM_R + d, b], near[bank[NEAR_R + d, b]])
             first = max(first, max(tick, x[BUS_ROW] if bank[WANT_R + d, b] <= PRE else x[BUS_COLUMN]))
@@ -286,8 +287,8 @@ def choose_rank(t, bank, ready, rank, entry, r):
     """Decide anew for every bank of rank `r`."""
     each = t.banks // t.ranks
     for b in range(r * each, (r + 1) * each):
-        choose(t, bank, ready, rank, entry, b, 0)
-        choose(t, bank, ready, rank, entry, b, 1)
+        choose(t, bank, ready, rank, entry, b, np.int64(0))
+        choose(t, bank, ready, rank, entry, b, np.int64(1))
 
 
 @leaf
@@ -303,11 +304,11 @@ def fall_due(t, x, bank, ready, rank, entry, tick):
 
 
 @inlined
-def close(rank, r, tick):
-    """One bank less is open in rank `r`."""
-    rank[OPEN, r] -= 1
-    if rank[OPEN, r] == 0:
-        rank[TIME_ACTIVE, r] += tick - rank[SINCE, r]
+def account(rank, r, tick):
+    """Add the standby time of rank `r` up to `tick` to its state; that of a refresh is accounted already."""
+    rest = tick - rank[SINCE, r]
+    if rest > 0:
+        rank[TIME_ACTIVE if rank[OPEN, r] > 0 else TIME_PRECHARGED, r] += rest
         rank[SINCE, r] = tick
 
 
@@ -346,8 +347,7 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
         bank[STREAK, b] = 0
         entry[TOUCHED, e] |= 1
         if rank[OPEN, r] == 0:
-            rank[TIME_PRECHARGED, r] += tick - rank[SINCE, r]
-            rank[SINCE, r] = tick
+            account(rank, r, tick)
         rank[OPEN, r] += 1
         for q in range(2):
             f = bank[HEAD_R + q, b]
@@ -357,10 +357,13 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
     elif kind == PRE:
         row = bank[ROW, b]
         bank[ROW, b] = -1
+        bank[STREAK, b] = 0
         bank[HIT_R, b] = -1
         bank[HIT_W, b] = -1
         entry[TOUCHED, e] |= 2
-        close(rank, r, tick)
+        if rank[OPEN, r] == 1:
+            account(rank, r, tick)
+        rank[OPEN, r] -= 1
     else:
         served = e
         touched = entry[TOUCHED, e]
@@ -380,8 +383,8 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
         choose_mode(t, x)
     count[kind] += 1
     constrain(t, ready, near, ring, kind, b, g, tick)
-    choose(t, bank, ready, rank, entry, b, 0)
-    choose(t, bank, ready, rank, entry, b, 1)
+    choose(t, bank, ready, rank, entry, b, np.int64(0))
+    choose(t, bank, ready, rank, entry, b, np.int64(1))
     x[STALE] = 1
     if kind >= RD and t.two_buses == 1:
         x[BUS_COLUMN] = tick + t.command_ticks[kind]
@@ -402,13 +405,13 @@ def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
     if kind == PREA:
         for b in range(r * (t.banks // t.ranks), (r + 1) * (t.banks // t.ranks)):
             bank[ROW, b] = -1
+            bank[STREAK, b] = 0
             bank[HIT_R, b] = -1
             bank[HIT_W, b] = -1
-        rank[TIME_ACTIVE, r] += tick - rank[SINCE, r]
-        rank[SINCE, r] = tick
+        account(rank, r, tick)
         rank[OPEN, r] = 0
     else:
-        rank[TIME_PRECHARGED, r] += tick - rank[SINCE, r]
+        account(rank, r, tick)
         rank[TIME_REFRESH, r] += t.refresh_ticks
         rank[SINCE, r] = tick + t.refresh_ticks
         rank[NEXT_DUE, r] += t.refresh_interval
@@ -454,7 +457,7 @@ def idle_refreshes(t, x, ready, near, rank, ring, count, log, horizon):
         rank[SINCE, r] = end + t.refresh_ticks
         rank[NEXT_DUE, r] += n * t.refresh_interval
         count[REF] += n
-        constrain(t, ready, near, ring, REF, np.int64(-1), r * each, end)
+        constrain(t, ready, near, ring, np.int64(REF), np.int64(-1), r * each, end)
         x[BUS_ROW] = max(x[BUS_ROW], end + t.command_ticks[REF])
         if t.two_buses == 0:
             x[BUS_COLUMN] = x[BUS_ROW]

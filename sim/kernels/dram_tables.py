@@ -28,7 +28,8 @@ CLOCK, FRONT, BUS_ROW, BUS_COLUMN, MODE = 0, 1, 2, 3, 4
 QUEUED_R, QUEUED_W, FREE_R, FREE_W, NEXT_AGE = 5, 6, 7, 8, 9
 SEGMENT, SEGMENTS, LAST_END, LAST_WRITE, LOGGED = 10, 11, 12, 13, 14
 WAITING_REFRESH, DUE, LAST_READ_END, BEST_TICK, BEST, STALE = 15, 16, 17, 18, 19, 20
-N_SCALARS = 21
+MARK, MARK_TICK, MARK_BURST, MARK_ERA = 21, 22, 23, 24
+N_SCALARS = 25
 
 # Per bank (`ChannelState.bank`): open row (-1: closed), column commands since ACT, request lists and, for either
 # direction, what the bank's best request wants: command, entry, its order among commands that are ready at once (class,
@@ -39,9 +40,9 @@ WANT_R, WANT_W, PICK_R, PICK_W, ORDER_R, ORDER_W, FROM_R, FROM_W, NEAR_R, NEAR_W
 N_BANK = 18
 FAR = 2**59
 
-# The next command is the least of (ticks from now, class, age, bank) packed into one integer: refresh commands have class
-# 0, ACT 1, column commands 2, PRE 3. An ACT costs a column command ready at the same tick a slot of the command bus but no
-# data; the other way round it would cost every later ACT of the window.
+# The next command is the least of (ticks from now, class, age, bank) packed into one integer: refresh commands have
+# class 0, ACT 1, column commands 2, PRE 3. An ACT costs a column command ready at the same tick a slot of the command
+# bus but no data; the other way round it would cost every later ACT of the window.
 BANK_BITS = 8
 CLASS_SHIFT = 44
 ORDER_BITS = 46
@@ -108,11 +109,12 @@ class DramTables(NamedTuple):
     piece_to: np.ndarray
     piece_row: np.ndarray  # 1: a piece of the row, 0: of the bank number
     bursts: int  # of the channel
-    steady: int
+    steady: int  # bursts between two points at which a stretch may be jumped over; 0: never
+    period_bits: int  # address bits below the topmost piece of the row: adding 2**period_bits only changes the row
 
 
 class ChannelState(NamedTuple):
-    """All channel classes of one memory; the leading axis of every array but `request_done` is the class."""
+    """All channel classes of one memory; the leading axis of every array is the class, where nothing else is said."""
 
     scalar: np.ndarray  # [C, N_SCALARS]
     bank: np.ndarray  # [C, N_BANK, banks]
@@ -122,12 +124,19 @@ class ChannelState(NamedTuple):
     ring: np.ndarray  # [C, windows, groups, size + 1]: last ticks of a window and the place of the oldest
     entry: np.ndarray  # [C, N_ENTRY, entries]
     segment: np.ndarray  # [C, N_SEGMENT, ring]
-    count: np.ndarray  # [C, N_COUNTS]
+    count: np.ndarray  # type: ignore[assignment]  # [C, N_COUNTS]
     done_task: np.ndarray  # [C, ring]
     done_tick: np.ndarray
     done_count: np.ndarray  # [C]
     log: np.ndarray  # [C, capacity, LOG_FIELDS]: kind, tick, rank, bank group, bank, row
     request_done: np.ndarray  # [requests of a trace]
+    mark_count: np.ndarray  # [C, N_COUNTS + 2 * ranks]: counters at the last point whose sequel is to be learnt
+    memo_word: np.ndarray  # [words]: the state looked for; this and all below are shared by the classes
+    memo_state: np.ndarray  # [states, words + 1]: known states, and their length
+    memo_after: np.ndarray  # [states, ...]: what followed each, see `dram_steady`
+    memo_index: np.ndarray  # hash table of state numbers
+    memo_seen: np.ndarray  # hashes of states met
+    memo_count: np.ndarray  # [2]: known states, how often the memo was emptied
 
 
 @inlined

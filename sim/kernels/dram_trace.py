@@ -1,12 +1,12 @@
-"""Replays a list of single requests on the channels of one memory: turns addresses into accept and completion ticks.
+"""Replays a list of requests on the channels of one memory: turns addresses into accept and completion ticks.
 
-Requests are offered in order, in any one clock at most as many as there are channels, and the first one refused holds up
-all that follow. Channels are independent between offers, so each is only taken as far as the next offer to it needs.
+Requests are offered in order, in any one clock at most as many as there are channels, and the first one refused holds
+up all that follow. Channels are independent between offers, so each is only taken as far as the next offer to it needs.
 """
 
 import numpy as np
 
-from sim.kernels.dram import offer, step
+from sim.kernels.dram import offer, push, run_channel, step
 from sim.kernels.dram_tables import BEST_TICK, CLOCK, DUE, NEVER, STALE
 from sim.kernels.jit import inlined, leaf
 
@@ -28,12 +28,12 @@ def next_place(t, s, channel, done, under, count):
                 place = np.int64(k)
             elif done[i] == NEVER:
                 c = channel[i]
-                low = min(low, step(t, s, c, s.scalar[c, CLOCK], False, np.int64(-1)))
+                low = min(low, step(t, s, c, s.scalar[c, CLOCK], np.int64(0), np.int64(-1)))
         if first <= low:
             return first, place
         for k in range(count):
             if done[under[k]] == NEVER:
-                step(t, s, channel[under[k]], low + 1, False, np.int64(-1))
+                step(t, s, channel[under[k]], low + 1, np.int64(0), np.int64(-1))
 
 
 @inlined
@@ -47,8 +47,8 @@ def behind(s, c, tick):
 def replay(t, s, channel, burst, is_write, earliest, in_flight, under, accepted):
     """Serve all requests; `accepted` and `s.request_done` get their ticks.
 
-    channel, burst (channel-local), is_write, earliest (tick): one entry a request. in_flight: most requests under way at
-    once, the next being offered in the clock after a completion, with `under` as scratch of that size; 0 for no limit.
+    channel, burst (channel-local), is_write, earliest (tick): one entry a request. in_flight: most requests under way
+    at once, the next being offered in the clock after a completion, with `under` as scratch of that size; 0: no limit.
     """
     channels = s.scalar.shape[0]
     done = s.request_done
@@ -88,15 +88,32 @@ def replay(t, s, channel, burst, is_write, earliest, in_flight, under, accepted)
                     i += 1
                     fresh = True
                     continue
-                until = NEVER
+                until = np.int64(NEVER)
                 wait = is_write[i]
         else:
             if last == channels:
                 break
             c = last
-            until = NEVER
+            until = np.int64(NEVER)
             last += 1
-        step(t, s, c, until, until < NEVER, wait)
+        run_channel(t, s, c, until, np.int64(1 if until < NEVER else 0), wait)
         if wait >= 0:
             tick = -(-s.scalar[c, CLOCK] // front) * front
             offered = np.int64(0)
+
+
+@leaf
+def replay_runs(t, s, lo, n, is_write):
+    """Serve runs of consecutive bursts on the only channel, in order and as fast as it takes them.
+
+    The same as `replay` of every single burst without a limit in flight, but in time proportional to the runs where the
+    steady-state shortcut applies; ticks of single requests are not kept.
+    """
+    i = np.int64(0)
+    while True:
+        while i < lo.shape[0] and push(t, s, np.int64(0), lo[i], n[i], is_write[i], i, np.int64(0)):
+            i += 1
+        following = step(t, s, np.int64(0), np.int64(NEVER), np.int64(0), np.int64(-1))
+        s.done_count[0] = 0
+        if following == NEVER and i == lo.shape[0]:
+            break

@@ -47,7 +47,7 @@ def cache_folder() -> Path:
         base = Path(chosen)
     else:
         user = os.environ.get("XDG_CACHE_HOME")
-        base = (Path(user) if user else Path(os.path.expanduser("~")) / ".cache") / "opcycle"
+        base = (Path(user) if user else Path("~").expanduser() / ".cache") / "opcycle"
     folder = base / "kernels" / source_key()
     if _writable(folder):
         return folder
@@ -58,12 +58,13 @@ _CACHE_FOLDER = str(cache_folder())
 
 
 def _compiled(function: Function, **options: Any) -> Function:
-    before = numba_config.CACHE_DIR
-    numba_config.CACHE_DIR = _CACHE_FOLDER
+    settings: Any = numba_config
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = _CACHE_FOLDER
     try:
         return numba.njit(cache=True, error_model="numpy", nogil=True, **options)(function)
     finally:
-        numba_config.CACHE_DIR = before
+        settings.CACHE_DIR = before
 
 
 def kernel(function: Function) -> Function:
@@ -72,14 +73,14 @@ def kernel(function: Function) -> Function:
     Arguments are arrays, integers and NamedTuples of them; never Python objects or other functions (those would not be
     cached).
     """
-    return _compiled(function)
+    return _compiled(function, no_cfunc_wrapper=True)
 
 
 def leaf(function: Function) -> Function:
-    """As `kernel`, for functions that create no arrays: they leave reference counts alone, which is several times faster."""
-    return _compiled(function, _nrt=False)
+    """As `kernel`, for functions that create no arrays: without reference counting they are several times faster."""
+    return _compiled(function, _nrt=False, no_cfunc_wrapper=True)
 
 
 def inlined(function: Function) -> Function:
-    """As `leaf`, for a part that is always compiled into its caller: passing many arrays costs more than small parts do."""
-    return _compiled(function, forceinline=True, _nrt=False)
+    """As `leaf`, for a part always compiled into its caller, as passing many arrays costs more than small parts do."""
+    return _compiled(function, forceinline=True, _nrt=False, no_cfunc_wrapper=True)

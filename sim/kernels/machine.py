@@ -117,7 +117,7 @@ def run(prog, result, tables, state, num, den):
                     push_event(time, code, events, now + length, np.int64(2 * i))
                     events += 1
                     continue
-                # Seen in a tick after its start at the earliest, so that the channels' order in one tick decides nothing.
+                # Seen in a tick after its start at the earliest: the channels' order within a tick decides nothing.
                 tick = max(to_tick(now + prog.ticks[i], num, den), next_tick(now, num, den))
                 pieces = 0
                 for c in range(classes):

@@ -222,7 +222,7 @@ class _Steps:
         ends: list[int] = []
         stretches: dict[int, _Stretch] = {}
         for index, tile in enumerate(self.query_tiles):
-            ends.append(self.query_tile(core, heads, base, tile, stretches))
+            ends.extend(self.query_tile(core, heads, base, tile, stretches))
             later = self.query_tiles[index + 1 :] if self.keep else []
             for start, keys in self.key_tiles:
                 if start in stretches and not any(self.visible(t, (start, keys)) for t in later):
@@ -231,7 +231,7 @@ class _Steps:
 
     def query_tile(
         self, core: int, heads: tuple[int, int], base: _Bases, tile: tuple[int, int], stretches: dict[int, _Stretch]
-    ) -> int:
+    ) -> tuple[int, ...]:
         """Scores, softmax and weighted values of one tile of queries against all keys that it sees."""
         b, a, size = self.builder, self.job.attrs, self.job.size
         first_head, head_count = heads
@@ -242,32 +242,34 @@ class _Steps:
         query: Held | None = None
         query_space, query_base, query_ready = self.places.query
         if self.job.query_in_dram:
-            at = query_base + base.query + whole(offset * a.head_dim * size.query)
+            at = self.stripe(query_base + base.query + whole(offset * a.head_dim * size.query))
             query = b.fetch(core, query_space, at, whole(head_count * rows * a.head_dim * size.query), query_ready)
             query_ready = query.ready
         sums = b.reserve(core, whole(head_count * rows * a.v_head_dim * size.accumulator), accumulator=True)
         score_tasks: list[int] = []
-        last = -1
+        value_tasks: list[int] = []
         for stretch in self.key_tiles:
             if not self.visible(tile, stretch):
                 continue
             if stretch[0] not in stretches:
                 stretches[stretch[0]] = self.load(core, heads, base, stretch)
             held = stretches[stretch[0]]
-            scores, last = self.step(core, head_count, rows, stretch[1], held, (*self.places.start, *query_ready))
-            if not score_tasks:
-                b.claim(core, sums, scores, accumulator=True)
+            scores, values = self.step(core, head_count, rows, stretch[1], held, (*self.places.start, *query_ready))
+            b.claim(core, sums, scores, accumulator=True)
             score_tasks.append(scores)
+            value_tasks.append(values)
             if not self.keep:
                 self.drop(core, stretches.pop(stretch[0]))
         if query:
             b.release(core, query.buffer, score_tasks)
+        done = tuple(value_tasks)
         if self.job.result_in_dram:
             space, result_base = self.places.result
-            at = result_base + base.result + whole(offset * a.v_head_dim * size.result)
-            last = b.move(core, True, [(space, at, whole(head_count * rows * a.v_head_dim * size.result))], (last,))
-        b.release(core, sums, (last,), accumulator=True)
-        return last
+            at = self.stripe(result_base + base.result + whole(offset * a.v_head_dim * size.result))
+            amount = whole(head_count * rows * a.v_head_dim * size.result)
+            done = (b.move(core, True, [(space, at, amount)], done),)
+        b.release(core, sums, done, accumulator=True)
+        return done
 
     def step(
         self, core: int, heads: int, rows: int, keys: int, held: _Stretch, after: tuple[int, ...]
@@ -308,7 +310,8 @@ class _Steps:
         fresh = start + amount > span.past
 
         def fetch(place: KeyPlace, shift: int, width: int, element: Fraction) -> Held:
-            at = place.offset + shift + whole((span.length * first_head + start * head_count) * width * element)
+            first = (span.length * first_head + start * head_count) * width * element
+            at = self.stripe(place.offset + shift + whole(first))
             size_bytes = whole(head_count * amount * width * element)
             ready = (*place.ready, *place.appended) if fresh else place.ready
             return self.builder.fetch(core, place.space, at, size_bytes, ready)
@@ -317,6 +320,10 @@ class _Steps:
         if not a.latent:
             held.value = fetch(self.places.values, base.value, a.v_head_dim, size.value)
         return held
+
+    def stripe(self, offset: int) -> int:
+        """Where a tile near `offset` starts: tiles are stored from the first channel on."""
+        return offset // self.builder.align_bytes * self.builder.align_bytes
 
     def drop(self, core: int, stretch: _Stretch) -> None:
         """The stretch is free once all its readers have ended."""

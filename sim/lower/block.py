@@ -99,7 +99,7 @@ def _matmul(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
         left_home.offset, left_home.space, left_home.ready, right_at, right_home.space, right_home.ready,
         _result_pieces(scope, held, target, appends), extras, scope.start(ops),
     )  # fmt: skip
-    ends = matmul.lower_product(b, product, tiling, places, numbers)
+    ends = b.attempt(matmul.lower_product, product, tiling, places, numbers)
     ends.extend(_small(scope, tensor) for tensor in rest)
     b.decide(
         tile=str(tiling), dataflow=scope.machine.array.dataflow.value, preload=scope.machine.array.preload.value,
@@ -227,7 +227,7 @@ def _attention(scope: Scope, op: Op) -> tuple[int, ...]:
         ends = _unfused(scope, job, places, op)
         b.decide(attention="unfused", input=_where(query_home), output=_where(target))
     else:
-        ends = attention.lower_flash(b, job, split, places)
+        ends = b.attempt(attention.lower_flash, job, split, places)
         b.decide(attention="flash", tile=str(split), input=_where(query_home), output=_where(target))
     ends.extend(_small(scope, tensor) for tensor in rest if tensor.role is Role.WEIGHT)
     return scope.settle([(output, target)], ends)
@@ -258,8 +258,8 @@ def _unfused(scope: Scope, job: attention.Job, places: attention.Places, op: Op)
             (rows,) * members, keys, a.head_dim, job.number_format,
             Bits(size.query, size.key, size.score, size.accumulator), job.query_in_dram, job.keys_in_dram, True, False,
         )  # fmt: skip
-        first = matmul.lower_product(
-            b, scores, mapper.tiling(scores),
+        first = b.attempt(
+            matmul.lower_product, scores, mapper.tiling(scores),
             matmul.Places(
                 query_at, places.query[0], places.query[2], key_at, places.keys.space,
                 (*places.keys.ready, *places.keys.appended), ((Space.ACTIVATION, scratch, score_bytes),), (), start,
@@ -279,8 +279,8 @@ def _unfused(scope: Scope, job: attention.Job, places: attention.Places, op: Op)
             job.keys_in_dram, job.result_in_dram, False,
         )  # fmt: skip
         pieces = ((places.result[0], result_at, out),) if job.result_in_dram else ()
-        last = matmul.lower_product(
-            b, weighted, mapper.tiling(weighted),
+        last = b.attempt(
+            matmul.lower_product, weighted, mapper.tiling(weighted),
             matmul.Places(
                 scratch, Space.ACTIVATION, joined, value_at, places.values.space,
                 (*places.values.ready, *places.values.appended), pieces, (), joined,

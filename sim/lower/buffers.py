@@ -69,6 +69,17 @@ class Ring:
         """The stretches that were handed out since the start, with the tasks that release them."""
         return [s for s in self.spans if not s.external]
 
+    def state(self) -> tuple[list[Span], list[int]]:
+        """What `restore` needs to forget all that is handed out from now on; no buffer may be held."""
+        assert not self.held
+        return self.spans.copy(), self.lows.copy()
+
+    def restore(self, state: tuple[list[Span], list[int]]) -> None:
+        """Go back to `state`, with the next buffer at the start of the ring."""
+        self.spans, self.lows = state[0].copy(), state[1].copy()
+        self.held.clear()
+        self.head = 0
+
     def _places(self, size: int) -> list[int]:
         ends = sorted(s.high for s in self.held)
         first = self.head if self.head + size <= self.capacity else 0

@@ -6,8 +6,8 @@ on-chip memories) is kept apart, so that `program.py` can join repetitions by ad
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
 from sim.hardware import Hardware
@@ -165,6 +165,25 @@ class Builder:
     def release(self, core: int, buffer: Buffer, tasks: Iterable[int], accumulator: bool = False) -> None:
         """The buffer is free once `tasks` have ended."""
         (self.accumulators if accumulator else self.scratchpads)[core].free(buffer, tuple(tasks))
+
+    def attempt(self, lower: Callable[..., list[int]], *arguments: object) -> list[int]:
+        """Run `lower(self, ...)` from the rings' present places; if its tiles find no room between them, again from the
+        start of the rings, which is how the mapper tried them. Only between operators, when no buffer is held.
+        """
+        t = self.template
+        lists = [getattr(t, f.name) for f in fields(t) if isinstance(getattr(t, f.name), list)]
+        lengths = [len(values) for values in lists if values is not t.sizes]
+        lists = [values for values in lists if values is not t.sizes]
+        rings = [*self.scratchpads, *self.accumulators]
+        states = [ring.state() for ring in rings]
+        try:
+            return lower(self, *arguments)
+        except MemoryError:
+            for values, length in zip(lists, lengths, strict=True):
+                del values[length:]
+            for ring, state in zip(rings, states, strict=True):
+                ring.restore(state)
+            return lower(self, *arguments)
 
     def decide(self, **decisions: str) -> None:
         """Note what was chosen for the current operator."""

@@ -191,19 +191,19 @@ def lower_product(builder: Builder, product: Product, tiling: Tiling, places: Pl
                     a, w = kept[key], load_inner(core, ii, ki)
                     tile = cost.tile(m, n, k)
                     after = [
-                        *(places.start if not array_tasks else ()),
+                        *places.start,
                         *(a.ready if a else ()),
                         *(w.ready if w else ()),
                     ]
-                    if not product.left_in_dram and not array_tasks:
+                    if not product.left_in_dram:
                         after.extend(places.left_ready)
-                    if not product.right_in_dram and not array_tasks:
+                    if not product.right_in_dram:
                         after.extend(places.right_ready)
                     number = builder.task(
                         core * PER_CORE + Unit.ARRAY, tile.occupancy, after, tile.work, tile.tail, tile.cold
                     )
-                    if not array_tasks:
-                        builder.claim(core, sums, number, accumulator=True)
+                    # Pieces of a sum are added in the order in which their operands arrive.
+                    builder.claim(core, sums, number, accumulator=True)
                     array_tasks.append(number)
                     if w:
                         builder.release(core, w.buffer, (number,))
@@ -211,7 +211,7 @@ def lower_product(builder: Builder, product: Product, tiling: Tiling, places: Pl
                         users.setdefault(key, []).append(number)
                         if not tiling.keep:
                             builder.release(core, a.buffer, (number,))
-                last = array_tasks[-1]
+                done = tuple(array_tasks)
                 columns = n
                 for epilogue, op in zip(product.epilogues, ops[1:], strict=True):
                     share = Fraction(m * n, sum(product.groups) * product.n)
@@ -229,22 +229,22 @@ def lower_product(builder: Builder, product: Product, tiling: Tiling, places: Pl
                     read = whole(
                         m * columns * product.size.result + sum(m * out * width for _, width in epilogue.extra)
                     )
-                    last = vector_task(
+                    task = vector_task(
                         builder, core, epilogue.function, 1, whole(epilogue.elements * share),
-                        (read, whole(m * out * product.size.result)), (last, *extra_ready, *places.start),
+                        (read, whole(m * out * product.size.result)), (*done, *extra_ready, *places.start),
                         int(epilogue.vector_ops * share),
                     )  # fmt: skip
                     for item in held:
-                        builder.release(core, item.buffer, (last,))
-                    columns = out
+                        builder.release(core, item.buffer, (task,))
+                    columns, done = out, (task,)
                 if product.result_in_dram:
                     builder.current_op = ops[-1]
                     upto = result_done + m * columns
                     share_bytes = pieces.total * upto // total_out - pieces.total * result_done // total_out
                     result_done = upto
-                    last = builder.move(core, True, pieces.take(share_bytes), (last,))
-                builder.release(core, sums, (last,), accumulator=True)
-                ends.append(last)
+                    done = (builder.move(core, True, pieces.take(share_bytes), done),)
+                builder.release(core, sums, done, accumulator=True)
+                ends.extend(done)
                 if spread:
                     turn += 1
             for key, held_outer in kept.items():

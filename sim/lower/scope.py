@@ -143,7 +143,8 @@ class Scope:
                     size = tensor.bytes * (done + span.query) // tokens - tensor.bytes * done // tokens
                     # A cache that holds less than all positions (a window) is a ring; its fill level stands for the
                     # place.
-                    offset = min(whole * (at + span.past) // positions, whole - size)
+                    row = max(tensor.bytes // tokens, 1)
+                    offset = min(whole * (at + span.past) // positions, whole - size) // row * row
                     pieces.append((Space.KV, base + offset, size))
                     done += span.query
                     at += span.length

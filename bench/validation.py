@@ -1,0 +1,275 @@
+"""Compares operators with ONNXim and with cycles measured on a TPU v3, and prints the tables of docs/validation.md.
+
+`python -m bench.validation` prints them, `--write` renews them in the document. The tests assert on the same rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sim.engine import Engine
+from sim.hardware import Hardware, load_hardware
+from sim.lower import lower_pass
+from sim.lower.builder import PER_CORE, Unit
+from sim.output import write_text
+from sim.passes import PassResult
+from tests import operators
+from workloads.trace import Pass
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
+DOCUMENT = ROOT / "docs" / "validation.md"
+
+SIMULATORS = ("mnpusim", "timeloop", "maestro", "scalesim_v3")
+SINGLE = ("gemm", "conv", "attention")
+"""Kinds of operators that every simulator of the file has."""
+
+LAYERS = {"base": (768, 12), "large": (1024, 16), "xlarge": (2048, 32)}
+"""Hidden size and heads of the measured layers; 512 positions (experiments/BERT.py of PyTorchSim)."""
+POSITIONS = 512
+
+
+def read_rows(name: str) -> list[dict[str, str]]:
+    """Rows of a table in tests/data; lines that begin with # say where it is from."""
+    with (DATA / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def cycles(machine: Hardware, result: PassResult) -> float:
+    """Length of a pass in cycles of the machine's clock."""
+    return result.schedule.makespan_ps * int(machine.clock) / 10**12
+
+
+def floor_cycles(machine: Hardware, work: Pass, result: PassResult, number_format: str) -> float:
+    """Cycles that no machine of these arrays and this memory can beat: FLOPs or moved bytes at their peak rates."""
+    flops = sum(block.flops for block in work.blocks)
+    moved = result.schedule.memory.bytes_read + result.schedule.memory.bytes_written
+    seconds = max(flops / machine.peak_flops_per_s(number_format), moved / machine.peak_bytes_per_s)
+    return seconds * int(machine.clock)
+
+
+@dataclass(frozen=True, slots=True)
+class OnnximRow:
+    """One GEMM on ONNXim and here; `array` cycles of each core's arrays, `total` cycles to the last byte written."""
+
+    cores: int
+    side: int
+    m: int
+    n: int
+    k: int
+    tile: str
+    array: tuple[int, ...]
+    published_array: int
+    total: float
+    published_total: int
+    floor: float
+    bandwidth: float
+
+    @property
+    def deviation(self) -> float:
+        return self.total / self.published_total - 1
+
+
+def _array_cycles(machine: Hardware, engine: Engine, work: Pass) -> tuple[int, ...]:
+    """Cycles for which each core's arrays are occupied."""
+    program = lower_pass(machine, work, engine.mapper).linked.program
+    period_ps = 10**12 // int(machine.clock)
+    busy = np.bincount(program.unit, program.ticks, minlength=machine.cores * PER_CORE)
+    return tuple(int(busy[core * PER_CORE + Unit.ARRAY]) // period_ps for core in range(machine.cores))
+
+
+@cache
+def onnxim_rows() -> tuple[OnnximRow, ...]:
+    """All rows of onnxim.csv on `ws128-onnxim`, with the file's array and cores."""
+    rows = []
+    for row in read_rows("onnxim.csv"):
+        geometry = row["array"].split()
+        side = int(geometry[0].split("x")[0])
+        cores = int(geometry[1][1:]) if len(geometry) > 1 else 1
+        machine = load_hardware("ws128-onnxim", {"array.rows": side, "array.columns": side, "cores": cores})
+        m, n, k = (int(row[name]) for name in "MNK")
+        work = operators.gemm(m, n, k, "fp16")
+        engine = Engine(machine)
+        result = engine.run(work)
+        total = cycles(machine, result)
+        moved = result.schedule.memory.bytes_read + result.schedule.memory.bytes_written
+        rows.append(
+            OnnximRow(
+                cores, side, m, n, k, result.ops[0].decisions["tile"], _array_cycles(machine, engine, work),
+                int(row["compute_cycles"]), total, int(row["total_cycles"]),
+                floor_cycles(machine, work, result, "fp16"),
+                moved * int(machine.clock) / total / machine.peak_bytes_per_s,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class TpuRow:
+    """One operator on a TPU v3: measured, here, and on the simulators that have it. All in cycles of 940 MHz."""
+
+    workload: str
+    kind: str
+    measured: int
+    ours: float
+    floor: float
+    others: dict[str, int]
+
+
+def _layernorm(rows: int, columns: int, number_format: str) -> Pass:
+    return operators.reduction("layernorm", rows, columns, number_format)
+
+
+def _softmax(rows: int, columns: int, number_format: str) -> Pass:
+    return operators.reduction("softmax", rows, columns, number_format)
+
+
+BUILDERS: dict[str, Callable[..., Pass]] = {
+    "gemm": operators.gemm, "conv": operators.convolution, "attention": operators.attention,
+    "layernorm": _layernorm, "softmax": _softmax, "bert": operators.encoder_layer,
+}  # fmt: skip
+
+
+@cache
+def tpu_rows(number_format: str = "fp32") -> tuple[TpuRow, ...]:
+    """All operators and transformer layers of tpuv3_cycles.csv on `tpu-v3-like`, tensors in `number_format`."""
+    machine = load_hardware("tpu-v3-like")
+    engine = Engine(machine)
+    # Patches of a convolution take half of what activations may: while one part is used, the next is laid out.
+    patches = int(machine.scratchpad.capacity * machine.scratchpad.activation_share) // 2
+    rows = []
+    for row in read_rows("tpuv3_cycles.csv"):
+        kind, _, shape = row["workload"].partition("_")
+        if kind not in BUILDERS:
+            continue
+        sizes: tuple[Any, ...] = (*LAYERS[shape], POSITIONS) if kind == "bert" else tuple(map(int, shape.split("x")))
+        more = (patches,) if kind == "conv" else ()
+        work = BUILDERS[kind](*sizes, number_format, *more)
+        result = engine.run(work)
+        others = {name: int(row[f"{name}_cycles"]) for name in SIMULATORS if row[f"{name}_cycles"]}
+        rows.append(
+            TpuRow(
+                row["workload"], kind, int(row["tpuv3_measured_cycles"]), cycles(machine, result),
+                floor_cycles(machine, work, result, number_format), others,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def errors(rows: Iterable[TpuRow], simulator: str) -> tuple[float, float] | None:
+    """Mean absolute relative error, here and of `simulator`, over the rows that it has; None if it has none of them."""
+    pairs = [
+        (abs(row.ours / row.measured - 1), abs(row.others[simulator] / row.measured - 1))
+        for row in rows
+        if simulator in row.others
+    ]
+    if not pairs:
+        return None
+    return sum(ours for ours, _ in pairs) / len(pairs), sum(theirs for _, theirs in pairs) / len(pairs)
+
+
+def own_error(rows: Sequence[TpuRow]) -> float:
+    """Mean absolute relative error here."""
+    return sum(abs(row.ours / row.measured - 1) for row in rows) / len(rows)
+
+
+def groups(rows: Sequence[TpuRow]) -> dict[str, list[TpuRow]]:
+    """The rows of each kind, then those of all single operators that every simulator has, then these and the layers."""
+    found = {kind: [row for row in rows if row.kind == kind] for kind in BUILDERS}
+    found[" + ".join(SINGLE)] = [row for row in rows if row.kind in SINGLE]
+    found[" + ".join((*SINGLE, "bert"))] = [row for row in rows if row.kind in (*SINGLE, "bert")]
+    return found
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def _percent(value: float, sign: bool = False) -> str:
+    return f"{100 * value:{'+' if sign else ''}.1f} %"
+
+
+def onnxim_table() -> str:
+    """Markdown: each GEMM of ONNXim."""
+    head = (
+        "cores x array", "M, N, K", "array cycles, ONNXim", "array cycles, here", "total, ONNXim", "total, here",
+        "deviation of the total", "of peak bandwidth, here", "tile",
+    )  # fmt: skip
+    return _table(
+        head,
+        (
+            (
+                f"{row.cores} x {row.side}", f"{row.m}, {row.n}, {row.k}", row.published_array,
+                f"{sum(row.array) / row.cores:.0f}", row.published_total, f"{row.total:.0f}",
+                _percent(row.deviation, sign=True), _percent(row.bandwidth), row.tile,
+            )
+            for row in onnxim_rows()
+        ),
+    )  # fmt: skip
+
+
+def tpu_table() -> str:
+    """Markdown: each operator measured on the TPU v3, and the deviation of every simulator."""
+    head = ("operator", "measured", "opcycle", "deviation", *SIMULATORS)
+    return _table(
+        head,
+        (
+            (
+                row.workload, row.measured, f"{row.ours:.0f}", _percent(row.ours / row.measured - 1, sign=True),
+                *(
+                    _percent(row.others[name] / row.measured - 1, sign=True) if name in row.others else ""
+                    for name in SIMULATORS
+                ),
+            )
+            for row in tpu_rows()
+        ),
+    )  # fmt: skip
+
+
+def error_table() -> str:
+    """Markdown: mean absolute error by kind, ours in fp32 and bf16, and of every simulator."""
+    head = ("kind", "rows", "opcycle", "opcycle, were tensors bf16", *SIMULATORS)
+    half = groups(tpu_rows("bf16"))
+    lines = []
+    for kind, rows in groups(tpu_rows()).items():
+        theirs = [errors(rows, name) for name in SIMULATORS]
+        cells = [_percent(pair[1]) if pair else "" for pair in theirs]
+        lines.append((kind, len(rows), _percent(own_error(rows)), _percent(own_error(half[kind])), *cells))
+    return _table(head, lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"onnxim": onnxim_table, "tpu": tpu_table, "errors": error_table}
+
+
+def renewed(text: str) -> str:
+    """`text` with the tables between its `<!-- NAME -->` and `<!-- end NAME -->` lines worked out anew."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        assert text.count(begin) == text.count(end) == 1, f"{DOCUMENT.name} needs one place for the table {name}"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{table()}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def main() -> None:
+    """Print the tables, or put them into the document."""
+    parser = argparse.ArgumentParser(prog="python -m bench.validation", description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"renew the tables in {DOCUMENT.relative_to(ROOT)}")
+    if parser.parse_args().write:
+        write_text(DOCUMENT, renewed(DOCUMENT.read_text(encoding="utf-8")))
+        return
+    for name, table in TABLES.items():
+        print(f"{name}\n\n{table()}\n")
+
+
+if __name__ == "__main__":
+    main()

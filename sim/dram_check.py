@@ -1,0 +1,168 @@
+"""Replays a command log against a memory's rule table and counts what it violates, independently of the scheduler.
+
+It reads the table as it stands in the YAML file, not the kernel's compiled form, and works per rule over sorted arrays:
+for every command, the latest earlier commands that the rule speaks of. Besides the rules it checks what they take for
+granted: rows open before columns, no row opened twice, one command at a time on each command bus, one burst at a time
+on the data bus, and refreshes that come in time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from sim.standards import COMMANDS, Memory, Refresh, Rule
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+EXAMPLES = 10
+POSTPONED = 9
+"""Longest time between two refreshes of a rank, in intervals: JEDEC lets a controller postpone eight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violations:
+    """How many commands break a rule, and the first of them in words."""
+
+    count: int
+    examples: tuple[str, ...]
+
+
+class Log(NamedTuple):
+    """A command log by column, with the numbers of what each command concerns within its channel."""
+
+    kind: NDArray[np.int64]
+    tick: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    group: NDArray[np.int64]
+    bank: NDArray[np.int64]
+    row: NDArray[np.int64]
+    pseudo: NDArray[np.int64]
+
+
+def check_log(memory: Memory, log: NDArray[np.int64]) -> Violations:
+    """Count the violations of one channel's log, in issue order: [commands, (kind, tick, rank, group, bank, row)]."""
+    import numpy as np
+
+    o = memory.organisation
+    kind, tick, rank, group, bank, row = (np.ascontiguousarray(column) for column in log.T.astype(np.int64))
+    group_id = np.where(group >= 0, rank * o.bank_groups + group, -1)
+    bank_id = np.where(bank >= 0, group_id * o.banks + bank, -1)
+    columns = Log(kind, tick, rank, group_id, bank_id, row, rank // o.ranks)
+    found: list[tuple[int, str]] = []
+
+    def add(bad: NDArray[np.int64], text: str) -> None:
+        found.extend((int(i), f"{COMMANDS[kind[i]]} at tick {int(tick[i])}: {text}") for i in bad[:EXAMPLES])
+        counts.append(len(bad))
+
+    counts: list[int] = []
+    add(np.flatnonzero(np.diff(tick, prepend=tick[:1]) < 0), "comes before its predecessor in the log")
+    for rule in memory.rule_rows:
+        for bad in _broken(rule, columns, o.pseudo_channels * o.ranks):
+            span = f"the {rule.window}th last {rule.before}" if rule.window > 1 else rule.before
+            add(bad, f"less than {rule.gap} ticks after {span} in the same {rule.level}".replace("same other", "other"))
+    _check_rows(columns, o.bank_groups * o.banks, add)
+    _check_buses(memory, columns, add)
+    if memory.refresh is not Refresh.NONE:
+        limit = POSTPONED * memory.timings["tREFI"]
+        for r in range(o.pseudo_channels * o.ranks):
+            at = np.flatnonzero((kind == COMMANDS.index("REF")) & (rank == r))
+            add(at[np.diff(tick[at], prepend=0) > limit], f"more than {limit} ticks after the last refresh of the rank")
+            if len(tick) and tick[-1] - (tick[at[-1]] if len(at) else 0) > limit:
+                add(np.array([len(tick) - 1]), f"rank {r} was not refreshed for more than {limit} ticks")
+    found.sort()
+    return Violations(sum(counts), tuple(text for _, text in found[:EXAMPLES]))
+
+
+def _broken(rule: Rule, log: Log, ranks: int) -> list[NDArray[np.int64]]:
+    """Positions in the log of the commands that break `rule`; for levels between ranks, one array a rank."""
+    import numpy as np
+
+    before = log.kind == COMMANDS.index(rule.before)
+    after = log.kind == COMMANDS.index(rule.after)
+    if rule.level in ("other_rank", "other_pseudo_channel"):
+        inner, outer = (log.rank, log.pseudo) if rule.level == "other_rank" else (log.pseudo, np.zeros_like(log.rank))
+        return [
+            _too_soon(rule, log, np.flatnonzero(before & (inner == r)), np.flatnonzero(after & (inner != r)), outer)
+            for r in range(ranks)
+        ]
+    node = {"bank": log.bank, "bank_group": log.group, "rank": log.rank, "pseudo_channel": log.pseudo,
+            "channel": np.zeros_like(log.rank)}[rule.level]  # fmt: skip
+    return [_too_soon(rule, log, np.flatnonzero(before), np.flatnonzero(after), node)]
+
+
+def _too_soon(
+    rule: Rule, log: Log, first: NDArray[np.int64], second: NDArray[np.int64], node: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Those of `second` whose window-th latest predecessor in `first`, of the same node, is less than the gap away."""
+    import numpy as np
+
+    size = len(log.tick) + 1
+    order = first[np.argsort(node[first] * size + first, kind="stable")]
+    keys = node[order] * size + order
+    place = np.searchsorted(keys, node[second] * size + second) - rule.window
+    valid = place >= 0
+    predecessor = order[np.maximum(place, 0)] if len(order) else np.zeros_like(second)
+    valid &= (node[predecessor] == node[second]) if len(order) else False
+    return second[valid & (log.tick[second] - log.tick[predecessor] < rule.gap)]
+
+
+def _check_rows(log: Log, banks_a_rank: int, add: object) -> None:
+    """Rows must be open for columns, closed for activations and refreshes."""
+    import numpy as np
+
+    assert callable(add)
+    act, pre, rd, wr, prea, ref = (COMMANDS.index(name) for name in ("ACT", "PRE", "RD", "WR", "PREA", "REF"))
+    size = len(log.tick) + 1
+    for r in np.unique(log.rank):
+        mine = np.flatnonzero(log.rank == r)
+        all_banks = mine[log.kind[mine] == prea]
+        refreshes = mine[log.kind[mine] == ref]
+        first = int(r) * banks_a_rank
+        own = mine[np.isin(log.kind[mine], (act, pre))]
+        position = np.concatenate([own, np.repeat(all_banks, banks_a_rank)])
+        bank = np.concatenate([log.bank[own], np.tile(np.arange(first, first + banks_a_rank), len(all_banks))])
+        keys = bank * size + position
+        order = np.argsort(keys)
+        keys, position = keys[order], position[order]
+
+        def state(
+            at: NDArray[np.int64], of: NDArray[np.int64], keys: NDArray[np.int64] = keys,
+            position: NDArray[np.int64] = position,
+        ) -> NDArray[np.int64]:  # fmt: skip
+            """Row open in bank `of` just before log position `at`, -1 if closed."""
+            place = np.searchsorted(keys, of * size + at) - 1
+            if not len(keys):
+                return np.full(len(at), -1)
+            event = position[np.maximum(place, 0)]
+            valid = (place >= 0) & (keys[np.maximum(place, 0)] // size == of) & (log.kind[event] == act)
+            return np.where(valid, log.row[event], -1)
+
+        acts = mine[log.kind[mine] == act]
+        add(acts[state(acts, log.bank[acts]) >= 0], "the bank has a row open already")
+        moves = mine[np.isin(log.kind[mine], (rd, wr))]
+        add(moves[state(moves, log.bank[moves]) != log.row[moves]], "the row is not open")
+        for b in range(first, first + banks_a_rank):
+            open_row = state(refreshes, np.full(len(refreshes), b))
+            add(refreshes[open_row >= 0], f"bank {b} has a row open")
+
+
+def _check_buses(memory: Memory, log: Log, add: object) -> None:
+    """Commands must not overlap on a command bus, nor bursts on the data bus of a pseudo-channel."""
+    import numpy as np
+
+    assert callable(add)
+    ticks = np.array([memory.command_ticks.get(name, 1) for name in COMMANDS])[log.kind]
+    column = np.isin(log.kind, (COMMANDS.index("RD"), COMMANDS.index("WR")))
+    for bus in (column, ~column) if memory.buses == 2 else (np.ones_like(column),):
+        on = np.flatnonzero(bus)
+        add(on[1:][log.tick[on[1:]] < log.tick[on[:-1]] + ticks[on[:-1]]], "the command bus is taken")
+    latency = np.where(log.kind == COMMANDS.index("RD"), memory.timings["CL"], memory.timings["CWL"])
+    for p in np.unique(log.pseudo):
+        moves = np.flatnonzero(column & (log.pseudo == p))
+        begin = log.tick[moves] + latency[moves]
+        order = np.argsort(begin, kind="stable")
+        begin, moves = begin[order], moves[order]
+        add(moves[1:][np.diff(begin) < memory.burst_ticks], "its burst overlaps another on the data bus")

@@ -1,0 +1,258 @@
+"""The DRAM controller once more, in plain Python, one tick at a time: the twin that the compiled one is tested against.
+
+It shares nothing with the kernel but the rule table. Every tick it looks at all queued requests and at the whole
+history of commands, so it is only fit for small cases.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from sim.standards import Memory, Refresh
+
+READ, WRITE = 0, 1
+
+
+@dataclass(eq=False)
+class Entry:
+    """A queued burst."""
+
+    burst: int
+    kind: int
+    bank: tuple[int, int, int]
+    row: int
+    arrival: int
+    age: int
+    owner: int
+    touched: str = ""
+
+
+@dataclass
+class Segment:
+    """Contiguous bursts that the front end takes in order."""
+
+    cursor: int
+    left: int
+    kind: int
+    task: int
+    visible: int
+    wanted: int
+    end: int = 0
+
+
+@dataclass
+class Naive:
+    """One channel. `segments` must be given beforehand; `run` serves them all."""
+
+    memory: Memory
+    segments: list[Segment]
+    tick: int = 0
+    log: list[tuple[str, int, int, int, int, int]] = field(default_factory=list)
+    done: list[tuple[int, int]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def __post_init__(self) -> None:
+        o = self.memory.organisation
+        self.ranks = o.pseudo_channels * o.ranks
+        self.banks = [(r, g, b) for r in range(self.ranks) for g in range(o.bank_groups) for b in range(o.banks)]
+        self.open: dict[tuple[int, int, int], int] = {}
+        self.streak: dict[tuple[int, int, int], int] = defaultdict(int)
+        self.queues: list[list[Entry]] = [[], []]
+        self.draining = False
+        self.age = 0
+        self.front = 0
+        self.bus = {"row": 0, "column": 0}
+        interval = self.memory.timings["tREFI"]
+        staggered = self.memory.refresh is Refresh.STAGGERED
+        self.due = [interval * (r + 1) // self.ranks if staggered else interval for r in range(self.ranks)]
+        if self.memory.refresh is Refresh.NONE:
+            self.due = [2**62] * self.ranks
+        self.waits = [False] * self.ranks
+        self.history: dict[tuple[str, str, tuple[int, ...]], list[int]] = defaultdict(list)
+
+    def place(self, burst: int) -> tuple[tuple[int, int, int], int]:
+        """Bank and row of a channel-local burst."""
+        values: dict[str, int] = defaultdict(int)
+        shifts: dict[str, int] = defaultdict(int)
+        for name, bits in reversed(self.memory.fields):
+            if name == "ch":
+                continue
+            assert bits is not None
+            values[name] |= (burst & ((1 << bits) - 1)) << shifts[name]
+            shifts[name] += bits
+            burst >>= bits
+        rank = values["pc"] * self.memory.organisation.ranks + values["ra"]
+        return (rank, values["bg"], values["ba"]), values["ro"]
+
+    def scope(self, level: str, bank: tuple[int, ...]) -> tuple[int, ...]:
+        """What of its place a command shares with others at a level."""
+        pseudo = bank[0] // self.memory.organisation.ranks
+        shared = {"bank": bank, "bank_group": bank[:2], "rank": bank[:1], "pseudo_channel": (pseudo,), "channel": ()}
+        return shared[level]
+
+    def legal(self, command: str, bank: tuple[int, ...], tick: int) -> bool:
+        """Whether the rules and the command bus allow `command` at `tick`."""
+        two = self.memory.buses == 2
+        bus = "column" if two and command in ("RD", "WR") else "row"
+        if tick < self.bus[bus]:
+            return False
+        for rule in self.memory.rule_rows:
+            if rule.after != command:
+                continue
+            if rule.level == "other_rank":
+                pseudo = self.scope("pseudo_channel", bank)
+                pasts = [
+                    self.history[rule.before, "rank", (r,)]
+                    for r in range(self.ranks)
+                    if r != bank[0] and self.scope("pseudo_channel", (r,)) == pseudo
+                ]
+            elif rule.level == "other_pseudo_channel":
+                pasts = [
+                    self.history[rule.before, "pseudo_channel", (p,)]
+                    for p in range(self.memory.organisation.pseudo_channels)
+                    if (p,) != self.scope("pseudo_channel", bank)
+                ]
+            else:
+                pasts = [self.history[rule.before, rule.level, self.scope(rule.level, bank)]]
+            for past in pasts:
+                if len(past) >= rule.window and tick < past[-rule.window] + rule.gap:
+                    return False
+        return True
+
+    def issue(self, command: str, bank: tuple[int, ...], row: int) -> None:
+        """Record a command."""
+        levels = ("rank", "pseudo_channel", "channel")
+        for level in levels if command in ("PREA", "REF") else ("bank", "bank_group", *levels):
+            self.history[command, level, self.scope(level, bank)].append(self.tick)
+        self.counts[command] += 1
+        self.log.append((command, self.tick, *bank, *(-1,) * (3 - len(bank)), row))
+        free = self.tick + self.memory.command_ticks.get(command, 1)
+        if self.memory.buses == 2:
+            self.bus["column" if command in ("RD", "WR") else "row"] = free
+        else:
+            self.bus = {"row": free, "column": free}
+
+    def hit(self, kind: int, bank: tuple[int, int, int]) -> Entry | None:
+        """Oldest queued request of a direction to the open row of a bank."""
+        row = self.open.get(bank)
+        return next((e for e in self.queues[kind] if e.bank == bank and e.row == row), None)
+
+    def set_mode(self) -> None:
+        """Drain with hysteresis."""
+        c = self.memory.controller
+        reads, writes = map(len, self.queues)
+        if not self.draining:
+            self.draining = writes >= c.drain_high or (reads == 0 and writes > 0)
+        elif writes == 0 or (writes <= c.drain_low and reads > 0):
+            self.draining = False
+
+    def accept(self) -> None:
+        """Take at most one burst of the first segment."""
+        c = self.memory.controller
+        if not self.segments or self.tick < max(self.front, self.segments[0].visible):
+            return
+        segment = self.segments[0]
+        kind = segment.kind
+        if len(self.queues[kind]) >= (c.write_queue if kind else c.read_queue):
+            return
+        self.front = self.tick + self.memory.clock_ticks
+        burst = segment.cursor
+        segment.cursor += 1
+        segment.left -= 1
+        if segment.left == 0:
+            self.segments.pop(0)
+        held = any(e.burst == burst for e in self.queues[WRITE])
+        if held:
+            self.counts["absorbed" if kind else "forwarded"] += 1
+        else:
+            bank, row = self.place(burst)
+            self.queues[kind].append(Entry(burst, kind, bank, row, self.tick, self.age, id(segment)))
+            self.owners[id(segment)] = segment
+            self.age += 1
+        if kind == WRITE:
+            self.complete(segment, self.tick)
+        elif held:
+            self.complete(segment, self.tick + 1)
+        if not held:
+            self.set_mode()
+
+    owners: dict[int, Segment] = field(default_factory=dict)
+
+    def complete(self, segment: Segment, tick: int) -> None:
+        """One burst of a segment is served."""
+        segment.end = max(segment.end, tick)
+        segment.wanted -= 1
+        if segment.wanted == 0:
+            self.done.append((segment.task, segment.end))
+
+    def candidates(self) -> list[tuple[int, int, str, Entry | int]]:
+        """(class, age, command, what) of everything that may be issued now."""
+        found: list[tuple[int, int, str, Entry | int]] = []
+        for r in range(self.ranks):
+            if self.waits[r]:
+                command = "PREA" if any(b[0] == r for b in self.open) else "REF"
+                if self.legal(command, (r,), self.tick):
+                    found.append((0, r, command, r))
+        kind = int(self.draining)
+        for bank in self.banks:
+            mine = [e for e in self.queues[kind] if e.bank == bank]
+            if not mine or self.waits[bank[0]]:
+                continue
+            entry = mine[0]
+            hit, other = self.hit(kind, bank), self.hit(1 - kind, bank)
+            if bank not in self.open:
+                rank, command = 1, "ACT"
+            elif hit and (hit is entry or self.streak[bank] < self.memory.controller.cap):
+                rank, command, entry = 2, ("RD", "WR")[kind], hit
+            elif other and self.streak[bank] == 0:
+                rank, command, entry = 2, ("WR", "RD")[kind], other
+            else:
+                rank, command = 3, "PRE"
+            if self.legal(command, bank, self.tick):
+                found.append((rank, entry.age, command, entry))
+        return found
+
+    def act(self, command: str, what: Entry | int) -> None:
+        """Issue a command and change the state accordingly."""
+        t = self.memory.timings
+        if isinstance(what, int):
+            self.issue(command, (what,), -1)
+            if command == "PREA":
+                self.open = {b: row for b, row in self.open.items() if b[0] != what}
+            else:
+                self.waits[what] = False
+                self.due[what] += t["tREFI"]
+            return
+        bank = what.bank
+        if command == "ACT":
+            self.issue(command, bank, what.row)
+            self.open[bank] = what.row
+            self.streak[bank] = 0
+            what.touched += "a"
+        elif command == "PRE":
+            self.issue(command, bank, self.open.pop(bank))
+            what.touched += "p"
+        else:
+            self.issue(command, bank, what.row)
+            self.streak[bank] += 1
+            self.queues[what.kind].remove(what)
+            kind = "conflicts" if "p" in what.touched else "misses" if what.touched else "hits"
+            self.counts[kind] += 1
+            if what.kind == READ:
+                end = self.tick + t["CL"] + t["BL"]
+                self.counts["read latency"] += end - what.arrival
+                self.complete(self.owners[what.owner], end)
+            self.set_mode()
+
+    def run(self, last: int = 200_000) -> None:
+        """Serve everything."""
+        while (self.segments or any(self.queues)) and self.tick < last:
+            for r in range(self.ranks):
+                if not self.waits[r] and self.due[r] <= self.tick:
+                    self.waits[r] = True
+            self.accept()
+            while found := self.candidates():
+                _, _, command, what = min(found, key=lambda f: f[:2])
+                self.act(command, what)
+            self.tick += 1

@@ -1,0 +1,260 @@
+"""The DRAM channel kernel: against its plain-Python twin, against closed forms, and against itself in other steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive_dram import Naive, Segment
+
+from sim.dram_check import check_log
+from sim.kernels import dram_tables as at
+from sim.kernels.dram import NEVER, advance, push, settle, standby
+from sim.standards import COMMANDS, Memory, compile_memory, load_memory, new_state
+
+pytestmark = pytest.mark.kernels
+
+MEMORIES = ("hbm2", "ddr4-3200", "hbm2-neupims", "ddr4-3200-matched", "hbm-onnxim")
+Work = list[tuple[int, int, int, int]]  # first burst, bursts, is_write, visible tick
+
+
+def finish(t: Any, s: Any, until: int = NEVER) -> list[tuple[int, int]]:
+    """Advance class 0 to `until` and return the completions (task, tick) in order."""
+    done = []
+    while True:
+        following = advance(t, s, 0, until)
+        done += [(int(s.done_task[0, k]), int(s.done_tick[0, k])) for k in range(s.done_count[0])]
+        s.done_count[0] = 0
+        if following >= until:
+            return done
+
+
+def serve(
+    memory: Memory, work: Work, log: int = 20_000, steady: bool = False
+) -> tuple[Any, Any, list[tuple[int, int]]]:
+    """Tables, state and completions of a channel that served all of `work`."""
+    t = compile_memory(memory, steady)
+    s = new_state(t, 1, len(work) + 1, log=log)
+    for task, (lo, n, is_write, tick) in enumerate(work):
+        assert push(t, s, 0, lo, n, is_write, task, tick)
+    return t, s, finish(t, s)
+
+
+def commands(s: Any, *names: str) -> list[tuple[Any, ...]]:
+    """The logged commands of these names, all without names: (name, tick, rank, group, bank, row)."""
+    rows = s.log[0, : s.scalar[0, at.LOGGED]]
+    logged = [(COMMANDS[row[0]], *map(int, row[1:])) for row in rows]
+    return [row for row in logged if not names or row[0] in names]
+
+
+@st.composite
+def works(draw: st.DrawFn, most: int = 14) -> Work:
+    """Segments of few or many bursts, close together or far apart in address and time."""
+    span = draw(st.sampled_from([200, 1 << 12, 1 << 20]))
+    tick = 0
+    work = []
+    for _ in range(draw(st.integers(1, most))):
+        tick += draw(st.sampled_from([0, 0, 0, 1, 60, 900, 6000]))
+        work.append(
+            (draw(st.integers(0, span)), draw(st.sampled_from([1, 1, 2, 5, 30])), draw(st.integers(0, 1)), tick)
+        )
+    return work
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(MEMORIES),
+    work=works(),
+    queue=st.sampled_from([1, 2, 7, 32]),
+    cap=st.sampled_from([1, 2, 16]),
+    refresh=st.sampled_from(["none", "staggered", "together"]),
+)
+def test_equals_the_plain_twin(name: str, work: Work, queue: int, cap: int, refresh: str) -> None:
+    memory = load_memory(name, {"queue": queue, "cap": cap, "refresh": refresh})
+    twin = Naive(memory, [Segment(lo, n, w, task, tick, n) for task, (lo, n, w, tick) in enumerate(work)])
+    twin.run()
+    t, s, done = serve(memory, work)
+    assert commands(s) == twin.log
+    assert done == twin.done
+    count = s.count[0]
+    assert [count[at.HITS], count[at.MISSES], count[at.CONFLICTS]] == [
+        twin.counts[key] for key in ("hits", "misses", "conflicts")
+    ]
+    assert count[at.READ_LATENCY] == twin.counts["read latency"]
+    assert check_log(memory, s.log[0, : s.scalar[0, at.LOGGED]]).count == 0
+    assert sum(standby(t, s, 0, twin.tick + 10_000)) == t.ranks * (twin.tick + 10_000)
+
+
+@settings(max_examples=15, deadline=None)
+@given(name=st.sampled_from(MEMORIES), work=works(), cuts=st.lists(st.integers(1, 400), min_size=1, max_size=40))
+def test_any_limits_give_the_same_commands(name: str, work: Work, cuts: list[int]) -> None:
+    memory = load_memory(name)
+    _, whole, done = serve(memory, work)
+    t = compile_memory(memory, False)
+    s = new_state(t, 1, len(work) + 1, log=20_000)
+    for task, (lo, n, is_write, tick) in enumerate(work):
+        assert push(t, s, 0, lo, n, is_write, task, tick)
+    parts: list[tuple[int, int]] = []
+    until = 0
+    for cut in cuts:
+        until += cut
+        parts += finish(t, s, until)
+        assert all(row[1] < until for row in commands(s))
+    parts += finish(t, s)
+    assert parts == done
+    assert commands(s) == commands(whole)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    name=st.sampled_from((*MEMORIES, "hbm2-pc-matched")),
+    start=st.integers(0, 5000),
+    lengths=st.lists(st.integers(1, 6000), min_size=1, max_size=3),
+    is_write=st.integers(0, 1),
+    cut=st.integers(500, 20_000),
+)
+def test_steady_state_changes_nothing(name: str, start: int, lengths: list[int], is_write: int, cut: int) -> None:
+    memory = load_memory(name)
+    results = []
+    for steady in (False, True):
+        t = compile_memory(memory, steady)
+        s = new_state(t, 1, 8)
+        lo = start
+        for task, n in enumerate(lengths):
+            assert push(t, s, 0, lo, n, is_write, task, 0)
+            lo += n
+        assert push(t, s, 0, 77, 40, 1 - is_write, 9, 0)
+        done = finish(t, s, cut) + finish(t, s)
+        end = int(s.scalar[0, at.LAST_END]) + 1000
+        settle(t, s, 0, end)
+        ends = [int(s.scalar[0, k]) for k in (at.LAST_END, at.LAST_READ_END, at.LAST_WRITE, at.NEXT_AGE)]
+        rows = s.bank[0, [at.ROW, at.STREAK]].tolist()
+        results.append((done, s.count[0].tolist(), ends, rows, [int(n) for n in standby(t, s, 0, end)]))
+    assert results[0] == results[1]
+
+
+def test_steady_state_is_used() -> None:
+    t = compile_memory(load_memory("hbm2", {"refresh": "none"}))
+    s = new_state(t, 1, 2)
+    push(t, s, 0, 0, 20_000, 0, 0, 0)
+    finish(t, s)
+    assert 0 < s.memo_count[0] < 40
+    assert s.count[0, at.RD] == 20_000
+
+
+@pytest.mark.parametrize(
+    ("name", "idle", "row_cycle"), [("ddr4-3200-matched", 22 + 22 + 4, 74), ("hbm2", 14 + 14 + 2, 48)]
+)
+def test_idle_read_and_row_cycle(name: str, idle: int, row_cycle: int) -> None:
+    memory = load_memory(name, {"refresh": "none"})
+    o = memory.organisation
+    row = memory.bursts_per_channel // o.rows
+    _, s, done = serve(memory, [(k * row, 1, 0, 0) for k in range(20)])
+    assert done[0] == (0, idle)
+    acts = [tick for _, tick, *_ in commands(s, "ACT")]
+    assert np.diff(acts).tolist() == [row_cycle] * 19
+    assert s.count[0, [at.HITS, at.MISSES, at.CONFLICTS]].tolist() == [0, 1, 19]
+
+
+def test_row_hits_follow_at_ccd() -> None:
+    memory = load_memory("ddr4-3200-matched", {"refresh": "none"})
+    _, s, done = serve(memory, [(0, 10, 0, 0)])
+    assert [tick for _, tick, *_ in commands(s, "RD")] == [22 + 8 * k for k in range(10)]
+    assert done == [(0, 22 + 72 + 22 + 4)]
+    memory = load_memory("ddr4-3200", {"refresh": "none"})  # neighbours in other bank groups
+    _, s, _ = serve(memory, [(0, 10, 0, 0)])
+    assert np.diff([tick for _, tick, *_ in commands(s, "RD")]).tolist() == [4] * 9
+
+
+def test_activations_at_faw() -> None:
+    memory = load_memory("ddr4-3200-matched", {"refresh": "none"})
+    order = [4 * ba + bg for ba in range(4) for bg in range(4)]  # of the mapping's ba, bg: all banks in turn
+    work = [((k // 16 << 11) + (order[k % 16] << 7), 1, 0, 0) for k in range(160)]
+    _, s, _ = serve(memory, work)
+    acts = [tick for _, tick, *_ in commands(s, "ACT")]
+    assert len(acts) == 160
+    assert acts[4::4] == [34 * k for k in range(1, 40)]
+
+
+def test_turnarounds() -> None:
+    memory = load_memory("ddr4-3200-matched", {"refresh": "none"})
+    _, s, _ = serve(memory, [(0, 1, 0, 0), (0, 1, 1, 100), (1, 1, 0, 107)])
+    ticks = {name: tick for name, tick, *_ in commands(s)}
+    rd1, rd2 = [tick for _, tick, *_ in commands(s, "RD")]
+    assert ticks["ACT"] == 0
+    assert rd1 == 22
+    assert ticks["WR"] == 100
+    assert rd2 == 100 + 16 + 4 + 12  # CWL + BL + tWTR_L
+    _, s, _ = serve(memory, [(0, 2, 0, 0), (2, 1, 1, 24)])
+    assert [tick for _, tick, *_ in commands(s, "WR")] == [30 + 22 + 4 + 2 - 16]
+
+
+def test_writes_are_posted_and_forwarded() -> None:
+    memory = load_memory("hbm2", {"refresh": "none"})
+    _, s, done = serve(memory, [(0, 2, 1, 0), (0, 1, 1, 2), (1, 1, 0, 3)])
+    assert done == [(0, 1), (1, 2), (2, 4)]
+    assert s.count[0, [at.RD, at.WR, at.ABSORBED, at.FORWARDED]].tolist() == [0, 2, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["hbm2", "ddr4-3200", "hbm2-neupims"])
+def test_idle_refreshes_in_closed_form(name: str) -> None:
+    memory = load_memory(name)
+    results = []
+    for log in (10_000, 0):  # with a log to fill every refresh is stepped
+        t = compile_memory(memory)
+        s = new_state(t, 1, 4, log=log)
+        push(t, s, 0, 0, 100, 0, 0, 0)
+        push(t, s, 0, 300, 50, 0, 1, 1_234_567)
+        done = finish(t, s)
+        settle(t, s, 0, 3_000_000)
+        results.append((done, s.count[0].tolist(), [int(n) for n in standby(t, s, 0, 3_000_000)], s.rank[0].tolist()))
+        if log:
+            intervals = 3_000_000 // t.refresh_interval
+            assert len(commands(s, "REF")) in (intervals * t.ranks, intervals * t.ranks + t.ranks - 1)
+            assert check_log(memory, s.log[0, : s.scalar[0, at.LOGGED]]).count == 0
+    assert results[0] == results[1]
+
+
+def test_refresh_takes_its_share() -> None:
+    memory = load_memory("ddr4-3200-matched")
+    row = memory.bursts_per_channel // memory.organisation.rows
+    _, s, done = serve(memory, [(k * row, 1, 0, 0) for k in range(1500)], log=0)
+    assert done[-1][1] / 1500 == pytest.approx(74 / (1 - 576 / 12480), rel=3e-3)
+    assert s.count[0, at.REF] == done[-1][1] // 12480
+
+
+@pytest.mark.parametrize("name", MEMORIES[:3] + MEMORIES[4:])
+@pytest.mark.parametrize("is_write", [0, 1])
+def test_streams_run_near_peak(name: str, is_write: int) -> None:
+    memory = load_memory(name)
+    t = compile_memory(memory)
+    s = new_state(t, 1, 2)
+    n = 40_000
+    push(t, s, 0, 0, n, is_write, 0, 0)
+    finish(t, s)
+    peak = n * t.burst_ticks
+    assert peak / (1 - t.refresh_ticks / t.refresh_interval) * 0.95 < s.scalar[0, at.LAST_END] < 1.12 * peak
+    assert s.scalar[0, at.LAST_END] <= peak / (1 - t.refresh_ticks / t.refresh_interval) / 0.95
+
+
+def test_ring_refuses_when_full() -> None:
+    t = compile_memory(load_memory("hbm2"))
+    s = new_state(t, 1, 2)
+    assert push(t, s, 0, 0, 5, 0, 0, 0)
+    assert push(t, s, 0, 5, 5, 0, 1, 0)
+    assert not push(t, s, 0, 10, 5, 0, 2, 0)
+    assert [task for task, _ in finish(t, s)] == [0, 1]
+    assert push(t, s, 0, 10, 5, 0, 2, 1000)
+
+
+def test_classes_are_independent() -> None:
+    t = compile_memory(load_memory("hbm2"))
+    s = new_state(t, 2, 2)
+    push(t, s, 1, 40, 500, 0, 3, 0)
+    assert advance(t, s, 0, NEVER) == NEVER
+    advance(t, s, 1, NEVER)
+    assert s.done_count.tolist() == [0, 1]
+    assert s.count[0].sum() == 0
