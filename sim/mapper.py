@@ -19,9 +19,9 @@ from sim.lower.attention import Job, KeyPlace, Split, lower_flash
 from sim.lower.attention import Places as AttentionPlaces
 from sim.lower.attention import candidates as split_candidates
 from sim.lower.builder import Builder, Space, Template
-from sim.lower.compute import TileWork, tile_work
 from sim.lower.link import link
-from sim.lower.matmul import Places, Product, Tiling, candidates, estimate_ps, layout_bytes, lower_product, steps
+from sim.lower.matmul import Places, Product, TileCosts, Tiling, layout_bytes, lower_product
+from sim.lower.tilings import candidates, estimate_ps, steps
 from workloads.trace import RequestSpan
 
 SIMULATED = 6
@@ -70,11 +70,9 @@ class SimulatedMapper:
     def _search_tiling(self, product: Product) -> Tiling | None:
         machine = self.machine
 
-        def cost(m: int, n: int, k: int) -> TileWork:
-            return tile_work(machine, 1, m, n, k, product.number_format, product.size)
-
+        costs = TileCosts(machine, product)
         found = [
-            (estimate_ps(machine, product, tiling, cost), steps(product, tiling), tiling)
+            (estimate_ps(machine, product, tiling, costs), steps(product, tiling), tiling)
             for tiling in candidates(machine, product, self.scratchpad)
         ]
         limit = NEAR * min((estimate for estimate, _, _ in found), default=0)

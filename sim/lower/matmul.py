@@ -7,14 +7,16 @@ depends on the outer index alone is kept on chip across the inner loop or fetche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
 from sim.hardware import Hardware
+from sim.lower.buffers import Buffer
 from sim.lower.builder import PER_CORE, Builder, Held, Space, Unit
 from sim.lower.compute import Bits, TileWork, tile_work, vector_task, whole
+from sim.lower.ranges import Blocked, Pieces, cuts
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,41 +86,21 @@ class Places:
     start: tuple[int, ...]  # the operator may compute after these
 
 
-def cuts(total: int, step: int) -> list[tuple[int, int]]:
-    """(start, length) of the tiles of `total`."""
-    return [(start, min(step, total - start)) for start in range(0, total, step)]
-
-
-class _Blocked:
-    """Byte ranges of a tensor that is stored tile after tile; sizes add up to the tensor's own bytes exactly."""
-
-    def __init__(self, grid: Sequence[int], total_bytes: int, align: int) -> None:
-        elements = sum(grid)
-        at = done = 0
-        self.ranges: list[tuple[int, int]] = []
-        for tile in grid:
-            size = (done + tile) * total_bytes // elements - done * total_bytes // elements
-            done += tile
-            self.ranges.append((at, size))
-            at += -(-size // align) * align if size >= align else size
-        self.span = at
-
-
 def layout_bytes(product: Product, tiling: Tiling, align: int) -> int:
     """Bytes of DRAM that the right operand takes in this tiling, alignment included."""
     return _right(product, tiling, align).span * (1 if product.right_shared else len(product.groups))
 
 
 @lru_cache(maxsize=256)
-def _left(product: Product, tiling: Tiling, rows: int, align: int) -> _Blocked:
+def _left(product: Product, tiling: Tiling, rows: int, align: int) -> Blocked:
     grid = [m * k for _, m in cuts(rows, tiling.m) for _, k in cuts(product.k, tiling.k)]
-    return _Blocked(grid, whole(rows * product.k * product.size.left), align)
+    return Blocked(grid, whole(rows * product.k * product.size.left), align)
 
 
 @lru_cache(maxsize=256)
-def _right(product: Product, tiling: Tiling, align: int) -> _Blocked:
+def _right(product: Product, tiling: Tiling, align: int) -> Blocked:
     grid = [n * k for _, n in cuts(product.n, tiling.n) for _, k in cuts(product.k, tiling.k)]
-    return _Blocked(grid, whole(product.n * product.k * product.size.right), align)
+    return Blocked(grid, whole(product.n * product.k * product.size.right), align)
 
 
 def footprint(product: Product, tiling: Tiling) -> tuple[int, int]:
@@ -139,146 +121,7 @@ def footprint(product: Product, tiling: Tiling) -> tuple[int, int]:
     return held + slack + 2 * streamed + 2 * extra, 2 * whole(tiling.m * tiling.n * size.accumulator)
 
 
-def lower_product(builder: Builder, product: Product, tiling: Tiling, places: Places, ops: Sequence[int]) -> list[int]:
-    """Add the tasks of `product`; returns those that end it. `ops`: numbers of the matmul and of its epilogues."""
-    machine = builder.machine
-    align = builder.align_bytes
-    cost = _Costs(machine, product)
-    n_tiles, k_tiles = cuts(product.n, tiling.n), cuts(product.k, tiling.k)
-    ends: list[int] = []
-    turn = 0
-    left_base = places.left
-    result_done = 0
-    extra_done = [0] * len(places.extra)
-    pieces = _Pieces(places.result)
-    total_out = sum(product.groups) * product.columns_out
-    for member, rows in enumerate(product.groups):
-        left = _left(product, tiling, rows, align)
-        right = _right(product, tiling, align)
-        right_base = places.right + (0 if product.right_shared else member * right.span)
-        m_tiles = cuts(rows, tiling.m)
-
-        def load_left(core: int, mi: int, ki: int, left: _Blocked = left, base: int = left_base) -> Held | None:
-            if not product.left_in_dram:
-                return None
-            offset, size = left.ranges[mi * len(k_tiles) + ki]
-            return builder.fetch(core, places.left_space, base + offset, size, places.left_ready)
-
-        def load_right(core: int, ni: int, ki: int, right: _Blocked = right, base: int = right_base) -> Held | None:
-            if not product.right_in_dram:
-                return None
-            offset, size = right.ranges[ni * len(k_tiles) + ki]
-            return builder.fetch(core, places.right_space, base + offset, size, places.right_ready)
-
-        m_outer = tiling.order == "m"
-        outer, inner = (m_tiles, n_tiles) if m_outer else (n_tiles, m_tiles)
-        load_outer, load_inner = (load_left, load_right) if m_outer else (load_right, load_left)
-        spread = machine.cores > 1 and len(outer) < machine.cores
-        for oi in range(len(outer)):
-            kept: dict[tuple[int, int], Held | None] = {}
-            users: dict[tuple[int, int], list[int]] = {}
-            for ii in range(len(inner)):
-                core = turn % machine.cores
-                builder.current_op = ops[0]
-                mi, ni = (oi, ii) if m_outer else (ii, oi)
-                m, n = m_tiles[mi][1], n_tiles[ni][1]
-                sums = builder.reserve(core, whole(m * n * product.size.accumulator), accumulator=True)
-                array_tasks: list[int] = []
-                for ki, (_, k) in enumerate(k_tiles):
-                    key = (core, ki)
-                    if key not in kept or not tiling.keep:
-                        kept[key] = load_outer(core, oi, ki)
-                    a, w = kept[key], load_inner(core, ii, ki)
-                    tile = cost.tile(m, n, k)
-                    after = [
-                        *places.start,
-                        *(a.ready if a else ()),
-                        *(w.ready if w else ()),
-                    ]
-                    if not product.left_in_dram:
-                        after.extend(places.left_ready)
-                    if not product.right_in_dram:
-                        after.extend(places.right_ready)
-                    number = builder.task(
-                        core * PER_CORE + Unit.ARRAY, tile.occupancy, after, tile.work, tile.tail, tile.cold
-                    )
-                    # Pieces of a sum are added in the order in which their operands arrive.
-                    builder.claim(core, sums, number, accumulator=True)
-                    array_tasks.append(number)
-                    if w:
-                        builder.release(core, w.buffer, (number,))
-                    if a:
-                        users.setdefault(key, []).append(number)
-                        if not tiling.keep:
-                            builder.release(core, a.buffer, (number,))
-                done = tuple(array_tasks)
-                columns = n
-                for epilogue, op in zip(product.epilogues, ops[1:], strict=True):
-                    share = Fraction(m * n, sum(product.groups) * product.n)
-                    out = columns * epilogue.columns_out // epilogue.columns_in
-                    extra_ready: list[int] = []
-                    held: list[Held] = []
-                    builder.current_op = op
-                    for index, (in_dram, width) in enumerate(epilogue.extra):
-                        if in_dram:
-                            space, base, ready = places.extra[index]
-                            size = whole(m * out * width)
-                            held.append(builder.fetch(core, space, base + extra_done[index], size, ready))
-                            extra_done[index] += size
-                            extra_ready.extend(held[-1].ready)
-                    read = whole(
-                        m * columns * product.size.result + sum(m * out * width for _, width in epilogue.extra)
-                    )
-                    task = vector_task(
-                        builder, core, epilogue.function, 1, whole(epilogue.elements * share),
-                        (read, whole(m * out * product.size.result)), (*done, *extra_ready, *places.start),
-                        int(epilogue.vector_ops * share),
-                    )  # fmt: skip
-                    for item in held:
-                        builder.release(core, item.buffer, (task,))
-                    columns, done = out, (task,)
-                if product.result_in_dram:
-                    builder.current_op = ops[-1]
-                    upto = result_done + m * columns
-                    share_bytes = pieces.total * upto // total_out - pieces.total * result_done // total_out
-                    result_done = upto
-                    done = (builder.move(core, True, pieces.take(share_bytes), done),)
-                builder.release(core, sums, done, accumulator=True)
-                ends.extend(done)
-                if spread:
-                    turn += 1
-            for key, held_outer in kept.items():
-                if held_outer and tiling.keep:
-                    builder.release(key[0], held_outer.buffer, tuple(users[key]))
-            if not spread:
-                turn += 1
-        left_base += left.span
-    builder.current_op = ops[0]
-    return ends
-
-
-class _Pieces:
-    """Hands out consecutive byte ranges of the regions that make up a result."""
-
-    def __init__(self, pieces: Sequence[tuple[Space, int, int]]) -> None:
-        self.pieces = list(pieces)
-        self.total = sum(p[2] for p in pieces)
-
-    def take(self, size: int) -> list[tuple[Space, int, int]]:
-        taken: list[tuple[Space, int, int]] = []
-        while size > 0:
-            space, offset, length = self.pieces[0]
-            part = min(size, length)
-            taken.append((space, offset, part))
-            size -= part
-            if part == length:
-                self.pieces.pop(0)
-            else:
-                self.pieces[0] = (space, offset + part, length - part)
-        return taken
-
-
-class _Costs:
+class TileCosts:
     """Tile costs of one product, each distinct tile worked out once."""
 
     def __init__(self, machine: Hardware, product: Product) -> None:
@@ -294,80 +137,166 @@ class _Costs:
         return self.known[key]
 
 
-def candidates(machine: Hardware, product: Product, scratchpad_bytes: int) -> Iterator[Tiling]:
-    """All tilings that fit: array multiples in powers of two up to each dimension, both orders, kept or not."""
-    rows = max(product.groups)
-    for m in _sizes(machine.array.rows, rows):
-        for n in _sizes(machine.array.columns, product.n):
-            if 2 * whole(m * n * product.size.accumulator) > machine.accumulator.capacity:
-                break
-            for k in _sizes(machine.array.rows, product.k):
-                for order in ("m", "n"):
-                    for keep in (True, False):
-                        tiling = Tiling(m, n, k, order, keep)
-                        pad, sums = footprint(product, tiling)
-                        if pad <= scratchpad_bytes and sums <= machine.accumulator.capacity:
-                            yield tiling
+def lower_product(builder: Builder, product: Product, tiling: Tiling, places: Places, ops: Sequence[int]) -> list[int]:
+    """Add the tasks of `product`; returns those that end it. `ops`: numbers of the matmul and of its epilogues."""
+    loops = _Loops(builder, product, tiling, places, ops)
+    for member, rows in enumerate(product.groups):
+        loops.member(member, rows)
+    builder.current_op = ops[0]
+    return loops.ends
 
 
-def _sizes(unit: int, total: int) -> list[int]:
-    sizes = []
-    size = unit
-    while size < total:
-        sizes.append(size)
-        size *= 2
-    return [*sizes, total]
+class _Loops:
+    """The loops of one product, from batch member to tile; keeps what runs on from tile to tile."""
 
+    def __init__(self, builder: Builder, product: Product, tiling: Tiling, places: Places, ops: Sequence[int]) -> None:
+        self.builder, self.product, self.tiling, self.places, self.ops = builder, product, tiling, places, ops
+        self.cost = TileCosts(builder.machine, product)
+        self.n_tiles, self.k_tiles = cuts(product.n, tiling.n), cuts(product.k, tiling.k)
+        self.ends: list[int] = []
+        self.turn = 0
+        self.left_base = places.left
+        self.results = Pieces(places.result)
+        self.elements = sum(product.groups) * product.n
+        self.done = 0  # elements of the product, before epilogues
+        self.extra_done = [0] * len(places.extra)
 
-def estimate_ps(
-    machine: Hardware, product: Product, tiling: Tiling, tile_cost: Callable[[int, int, int], TileWork]
-) -> int:
-    """Rough time: the longer of compute and traffic, plus the first load and the last store. Only ranks candidates."""
-    n_tiles, k_tiles = _counted(product.n, tiling.n), _counted(product.k, tiling.k)
-    compute = 0
-    traffic = Fraction(0)
-    size = product.size
-    for rows in product.groups:
-        m_tiles = _counted(rows, tiling.m)
-        for m, m_count in m_tiles:
-            for n, n_count in n_tiles:
-                for k, k_count in k_tiles:
-                    compute += m_count * n_count * k_count * tile_cost(m, n, k).occupancy
-        outer_m = tiling.order == "m"
-        m_steps, n_steps = -(-rows // tiling.m), -(-product.n // tiling.n)
-        left_times = 1 if outer_m and tiling.keep else n_steps
-        right_times = 1 if not outer_m and tiling.keep else m_steps
-        if product.left_in_dram:
-            traffic += left_times * rows * product.k * size.left
-        if product.right_in_dram:
-            traffic += right_times * product.n * product.k * size.right
-    if product.result_in_dram:
-        traffic += sum(product.groups) * product.columns_out * size.result
-    for epilogue in product.epilogues:
-        traffic += sum(
-            (sum(product.groups) * epilogue.columns_out * width for in_dram, width in epilogue.extra if in_dram),
-            Fraction(0),
+    def member(self, number: int, rows: int) -> None:
+        """All tiles of one batch member. Cores take turns by outer step, or by inner step where those are too few."""
+        cores = self.builder.machine.cores
+        align = self.builder.align_bytes
+        right = _right(self.product, self.tiling, align)
+        base = self.places.right + (0 if self.product.right_shared else number * right.span)
+        self.left, self.right, self.right_base = _left(self.product, self.tiling, rows, align), right, base
+        self.m_tiles = cuts(rows, self.tiling.m)
+        m_outer = self.tiling.order == "m"
+        outer, inner = (self.m_tiles, self.n_tiles) if m_outer else (self.n_tiles, self.m_tiles)
+        spread = len(outer) < cores
+        for oi in range(len(outer)):
+            kept: dict[tuple[int, int], Held | None] = {}
+            users: dict[tuple[int, int], list[int]] = {}
+            for ii in range(len(inner)):
+                mi, ni = (oi, ii) if m_outer else (ii, oi)
+                self.output_tile(self.turn % cores, mi, ni, kept, users)
+                self.turn += spread
+            for key, held in kept.items():
+                if held and self.tiling.keep:
+                    self.builder.release(key[0], held.buffer, tuple(users[key]))
+            self.turn += not spread
+        self.left_base += self.left.span
+
+    def output_tile(
+        self,
+        core: int,
+        mi: int,
+        ni: int,
+        kept: dict[tuple[int, int], Held | None],
+        users: dict[tuple[int, int], list[int]],
+    ) -> None:
+        """One tile of the result: its pieces along k, its epilogues, its store."""
+        b, product = self.builder, self.product
+        m, n = self.m_tiles[mi][1], self.n_tiles[ni][1]
+        sums = b.reserve(core, whole(m * n * product.size.accumulator), accumulator=True)
+        done = tuple(
+            self.piece(core, mi, ni, ki, sums, kept, users.setdefault((core, ki), []))
+            for ki in range(len(self.k_tiles))
         )
-    compute_ps = compute * 10**12 // int(machine.clock) // machine.cores
-    bandwidth = int(machine.peak_bytes_per_s)
-    memory_ps = int(traffic * 10**12 / bandwidth)
-    edge = 0
-    if product.left_in_dram:
-        edge += whole(tiling.m * tiling.k * size.left)
-    if product.right_in_dram:
-        edge += whole(tiling.n * tiling.k * size.right)
-    if product.result_in_dram:
-        edge += whole(tiling.m * tiling.n * size.result)
-    return max(compute_ps, memory_ps) + edge * 10**12 // bandwidth
+        before, self.done = self.done, self.done + m * n
+        columns = n
+        first_extra = 0
+        for number, epilogue in enumerate(product.epilogues):
+            done = (self.epilogue(core, epilogue, self.ops[1 + number], m, columns, first_extra, before, done),)
+            first_extra += len(epilogue.extra)
+            columns = columns * epilogue.columns_out // epilogue.columns_in
+        if product.result_in_dram:
+            b.current_op = self.ops[-1]
+            size = _share(self.results.total, before, self.done, self.elements)
+            done = (b.move(core, True, self.results.take(size), done),)
+        b.release(core, sums, done, accumulator=True)
+        self.ends.extend(done)
+
+    def piece(
+        self,
+        core: int,
+        mi: int,
+        ni: int,
+        ki: int,
+        sums: Buffer,
+        kept: dict[tuple[int, int], Held | None],
+        users: list[int],
+    ) -> int:
+        """One step along k of an output tile; pieces of a sum are added in the order in which their operands arrive."""
+        b, product, places = self.builder, self.product, self.places
+        b.current_op = self.ops[0]
+        if (core, ki) not in kept or not self.tiling.keep:
+            kept[core, ki] = self.load_left(core, mi, ki) if self.tiling.order == "m" else self.load_right(core, ni, ki)
+        stays = kept[core, ki]
+        goes = self.load_right(core, ni, ki) if self.tiling.order == "m" else self.load_left(core, mi, ki)
+        after = [*places.start, *(stays.ready if stays else ()), *(goes.ready if goes else ())]
+        if not product.left_in_dram:
+            after.extend(places.left_ready)
+        if not product.right_in_dram:
+            after.extend(places.right_ready)
+        tile = self.cost.tile(self.m_tiles[mi][1], self.n_tiles[ni][1], self.k_tiles[ki][1])
+        number = b.task(core * PER_CORE + Unit.ARRAY, tile.occupancy, after, tile.work, tile.tail, tile.cold)
+        b.claim(core, sums, number, accumulator=True)
+        if goes:
+            b.release(core, goes.buffer, (number,))
+        users.append(number)
+        if stays and not self.tiling.keep:
+            b.release(core, stays.buffer, (number,))
+        return number
+
+    def epilogue(
+        self,
+        core: int,
+        epilogue: Epilogue,
+        op: int,
+        m: int,
+        columns: int,
+        first_extra: int,
+        before: int,
+        after: tuple[int, ...],
+    ) -> int:
+        """Apply a vector operator to an output tile of m x columns; loads its further operands if they are in DRAM."""
+        b, size = self.builder, self.product.size
+        b.current_op = op
+        out = columns * epilogue.columns_out // epilogue.columns_in
+        held: list[Held] = []
+        for index, (in_dram, width) in enumerate(epilogue.extra, first_extra):
+            if in_dram:
+                space, base, ready = self.places.extra[index]
+                amount = whole(m * out * width)
+                held.append(b.fetch(core, space, base + self.extra_done[index], amount, ready))
+                self.extra_done[index] += amount
+        read = whole(m * columns * size.result + sum(m * out * width for _, width in epilogue.extra))
+        ready = (*after, *self.places.start, *(task for item in held for task in item.ready))
+        task = vector_task(
+            b, core, epilogue.function, 1, max(_share(epilogue.elements, before, self.done, self.elements), 1),
+            (read, whole(m * out * size.result)), ready,
+            _share(epilogue.vector_ops, before, self.done, self.elements),
+        )  # fmt: skip
+        for item in held:
+            b.release(core, item.buffer, (task,))
+        return task
+
+    def load_left(self, core: int, mi: int, ki: int) -> Held | None:
+        """Load a tile of the left operand, unless it is on chip."""
+        if not self.product.left_in_dram:
+            return None
+        offset, size = self.left.ranges[mi * len(self.k_tiles) + ki]
+        places = self.places
+        return self.builder.fetch(core, places.left_space, self.left_base + offset, size, places.left_ready)
+
+    def load_right(self, core: int, ni: int, ki: int) -> Held | None:
+        """Load a tile of the right operand, unless it is on chip."""
+        if not self.product.right_in_dram:
+            return None
+        offset, size = self.right.ranges[ni * len(self.k_tiles) + ki]
+        places = self.places
+        return self.builder.fetch(core, places.right_space, self.right_base + offset, size, places.right_ready)
 
 
-def steps(product: Product, tiling: Tiling) -> int:
-    """Tiles of work that the array gets."""
-    m_tiles = sum(-(-rows // tiling.m) for rows in product.groups)
-    return m_tiles * -(-product.n // tiling.n) * -(-product.k // tiling.k)
-
-
-def _counted(total: int, step: int) -> list[tuple[int, int]]:
-    """Distinct tile lengths with how often each occurs."""
-    whole, rest = divmod(total, step)
-    return [item for item in ((step, whole), (rest, 1 if rest else 0)) if item[1]]
+def _share(total: int, low: int, high: int, elements: int) -> int:
+    """The part of `total` that goes with elements [low, high); parts add up exactly."""
+    return total * high // elements - total * low // elements
