@@ -113,9 +113,15 @@ def _read_csv(path: Path) -> list[Row]:
         with path.open(encoding="utf-8", newline="") as file:
             return [{name: _cell(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
     except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
+        raise _unreadable(path, error) from None
     except ValueError as error:
         raise ConfigError(f"is damaged: {error}", file=path) from None
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    if isinstance(error, FileNotFoundError):
+        return ConfigError(f"result is incomplete: {path.name} is missing; simulate it again", file=path.parent)
+    return ConfigError(f"cannot be read ({error.strerror})", file=path)
 
 
 def _cell(name: str, text: str) -> str | float | None:
@@ -128,7 +134,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
+        raise _unreadable(path, error) from None
     except ValueError as error:
         raise ConfigError(f"is damaged: {error}", file=path) from None
     if not isinstance(found, dict):

@@ -59,7 +59,7 @@ def apply_overrides(
         try:
             changed = apply_overrides(data.data, overrides, create)
         except ConfigError as error:
-            raise ConfigError(error.message, file=data.path, key=error.key) from None
+            raise ConfigError(error.message, file=data.override, key=error.key) from None
         return replace(data, data=changed, overridden=data.overridden | set(overrides or ()))
     result: dict[str, Any] = copy.deepcopy(dict(data))
     for key, value in (overrides or {}).items():
@@ -75,11 +75,11 @@ def _typed(key: str, value: Any) -> Any:
         try:
             return parse_scalar(text)
         except ValueError as error:
-            raise ConfigError(f"{error} (set by an override)", key=key) from None
+            raise ConfigError(str(error), key=key) from None
     try:
         return parse_yaml(f"value: {text}").data["value"]
     except ConfigError as error:
-        raise ConfigError(f"{text}: {error.message} (set by an override)", key=key) from None
+        raise ConfigError(f"{text}: {error.message}", key=key) from None
 
 
 def _set(root: dict[str, Any], key: str, value: Any, create: bool) -> None:
@@ -148,6 +148,14 @@ _BOUND = {
 }
 
 
+_LENGTH = {
+    "too_short": ("min_length", "at least"),
+    "too_long": ("max_length", "at most"),
+    "string_too_short": ("min_length", "at least"),
+    "string_too_long": ("max_length", "at most"),
+}
+
+
 def _explain(model_cls: type[BaseModel], document: Document, error: ValidationError) -> ConfigError:
     """The first of pydantic's errors as a sentence; an unknown key goes first, as it often explains a missing one."""
     problems = error.errors(include_url=False)
@@ -187,6 +195,11 @@ def _explain(model_cls: type[BaseModel], document: Document, error: ValidationEr
         return document.error(f"is {show(value)}, but must be {words} {show(context[name])}", key)
     if kind in _WANTED:
         return document.error(f"is {show(value)}, but must be {_WANTED[kind]}", key)
+    if kind in _LENGTH:
+        bound, words = _LENGTH[kind]
+        one, many = ("character", "characters") if kind.startswith("string") else ("entry", "entries")
+        count = context[bound]
+        return document.error(f"is {show(value)}, but must have {words} {count} {one if count == 1 else many}", key)
     message = first["msg"]
     return document.error(f"is {show(value)}: {message[:1].lower()}{message[1:]}", key)
 

@@ -6,6 +6,7 @@ and tags. Whatever is wrong ends in one `ConfigError`, a single sentence. Nothin
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -54,10 +55,15 @@ class Document:
             key = key.rpartition(".")[0]
         return None if key in self.overridden else self.lines.get(key)
 
+    @property
+    def override(self) -> str:
+        """What takes the file's place in an error about a value that an override set: the file is not to blame."""
+        return f"override of {self.path.name}" if self.path is not None else "override"
+
     def error(self, message: str, key: str | None = None) -> ConfigError:
         """A `ConfigError` about `key` of this document."""
         if key is not None and any(f"{key}.".startswith(f"{o}.") or o.startswith(f"{key}.") for o in self.overridden):
-            return ConfigError(f"{message} (set by an override)", file=self.path, key=key)
+            return ConfigError(message, file=self.override, key=key)
         return ConfigError(message, file=self.path, key=key, line=self.line_of(key) if key else None)
 
 
@@ -96,17 +102,45 @@ def parse_scalar(text: str) -> str | int | float | bool | None:
 def load_yaml(path: str | Path) -> Document:
     """Read one YAML file; its top level must be a mapping. Raises ConfigError."""
     path = Path(path)
+    return parse_yaml(read_text(path), path)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file. Raises ConfigError, in the same words whatever the file is read for."""
+    path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError("no such file", file=path) from None
     except IsADirectoryError:
-        raise ConfigError("is a folder, but a YAML file is wanted", file=path) from None
+        raise ConfigError("is a folder, but a file is wanted", file=path) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"is not UTF-8 text (byte {error.start})", file=path) from None
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
-    return parse_yaml(text, path)
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file. Raises ConfigError for a file that is none, or has a key twice in one object."""
+    text = read_text(path)
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates)
+    except json.JSONDecodeError as error:
+        message = f"is broken JSON: {error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
+        raise ConfigError(message, file=path, line=error.lineno) from None
+    except RecursionError:
+        raise ConfigError("is broken JSON: nested too deeply", file=path) from None
+    except ValueError as error:
+        raise ConfigError(f"is broken JSON: {error}", file=path) from None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} stands twice in one object")
+    return found
 
 
 def parse_yaml(text: str, path: Path | None = None) -> Document:

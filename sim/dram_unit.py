@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sim.document import read_text
 from sim.errors import ConfigError
 from sim.standards import Memory, compile_memory, load_memory, new_state
 
@@ -50,12 +51,7 @@ def read_trace(path: str | Path) -> Requests:
     import numpy as np
 
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="ascii").split("\n")
-    except FileNotFoundError:
-        raise ConfigError("no such file", file=path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read as text ({error})", file=path) from None
+    lines = read_text(path).split("\n")
     address: list[int] = []
     is_write: list[int] = []
     earliest: list[int] = []
@@ -69,8 +65,6 @@ def read_trace(path: str | Path) -> Requests:
             is_write.append(kinds[kind])
             address.append(int(where, 0))
             earliest.append(int(when))
-            if address[-1] < 0 or earliest[-1] < 0 or max(address[-1], earliest[-1]) >= 2**56:
-                raise ValueError
         except (ValueError, KeyError):
             raise ConfigError(
                 f"{line.strip()!r} is no request: write LD or ST, a byte address (decimal or 0x hex) and, if wanted, "
@@ -78,6 +72,10 @@ def read_trace(path: str | Path) -> Requests:
                 file=path,
                 line=number,
             ) from None
+        for what, value in (("address", address[-1]), ("clock", earliest[-1])):
+            if not 0 <= value < 2**56:
+                written = where if what == "address" else when
+                raise ConfigError(f"{what} {written} is out of range: 0 to 2^56 - 1", file=path, line=number)
     if not address:
         raise ConfigError("holds no request", file=path)
     return Requests(np.array(address, np.int64), np.array(is_write, np.int64), np.array(earliest, np.int64))
@@ -145,14 +143,18 @@ def run(
     overrides: Mapping[str, Any] | None = None,
     in_flight: int = 0,
     check: bool = False,
+    before: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Serve the file `trace` on `memory` and return what `opcycle unit dram --json` prints.
 
     `overrides` are settings of the memory (`policy`, `queue`, `mapping`, `timings.tRFC` ...); `in_flight` limits the
-    requests under way; `check` counts rule violations with the independent checker. Raises ConfigError.
+    requests under way; `check` counts rule violations with the independent checker; `before` is called when the input
+    has proved right and the simulation begins. Raises ConfigError.
     """
     loaded = load_memory(memory, overrides)
     requests = read_trace(trace)
+    if before is not None:
+        before()
     try:
         log = 16 * len(requests.address) + 4096 if check else 0
         replayed = replay_requests(loaded, requests, channels, in_flight, log, follow=False)
@@ -218,6 +220,7 @@ def summary(memory: Memory, requests: Requests, replayed: Replay, check: bool) -
         "average_read_latency_ns": float(latency * period / 1000 / int(reads.sum())) if reads.any() else 0.0,
         "energy_pj": {row.subcomponent: row.count * row.pj_each for row in dram_rows(memory, memory_counts)},
     }
+    result["violations"] = None
     if check:
         from sim.dram_check import check_log
 

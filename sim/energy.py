@@ -208,6 +208,8 @@ def total_counts(passes: Sequence[PassResult]) -> MemoryCounts:
         row_hits=total("row_hits"),
         row_misses=total("row_misses"),
         row_conflicts=total("row_conflicts"),
+        bytes_forwarded=total("bytes_forwarded"),
+        bytes_merged=total("bytes_merged"),
     )
 
 

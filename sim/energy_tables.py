@@ -14,11 +14,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sim.catalog import find
+from sim.catalog import find, is_path, names
 from sim.config import build, load_yaml
 from sim.document import Document
 from sim.errors import ConfigError, not_among
 from sim.units import BitEnergy, Bytes, Energy, Power, WireEnergy
+
+
+INTERFACES = "dram"
+"""File beside the energy tables that is none itself: the interface terms of DRAM families."""
 
 
 class _Strict(BaseModel):
@@ -144,6 +148,9 @@ class DramInterfaces(_Strict):
 @lru_cache(maxsize=16)
 def load_table(name_or_path: str) -> tuple[EnergyTable, Document]:
     """A table that ships (`7nm`) or a YAML file, with the document that knows its sources. Raises ConfigError."""
+    shipped = [name for name in names("energy") if name != INTERFACES]
+    if not is_path(name_or_path) and name_or_path not in shipped:
+        raise ConfigError(not_among("energy table", name_or_path, shipped))
     document = load_yaml(find("energy", name_or_path))
     return build(EnergyTable, document), document
 
@@ -151,7 +158,7 @@ def load_table(name_or_path: str) -> tuple[EnergyTable, Document]:
 @lru_cache(maxsize=1)
 def load_interfaces() -> tuple[DramInterfaces, Document]:
     """The interface terms by memory family, with their document."""
-    document = load_yaml(find("energy", "dram"))
+    document = load_yaml(find("energy", INTERFACES))
     return build(DramInterfaces, document), document
 
 

@@ -68,7 +68,7 @@ def simulate(
 
     began = time.perf_counter()
     trace = workload.trace()
-    check_capacity(machine, trace.weight_bytes, trace.kv_bytes, f"{trace.model} (batch {trace.batch})")
+    check_capacity(machine, trace)
     engine = engine or Engine(machine)
     passes = []
     for number, work in enumerate(trace.passes):

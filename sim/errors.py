@@ -25,18 +25,20 @@ class ConfigError(ValueError):
         super().__init__(": ".join(part for part in (place, self.key, self.message) if part))
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` was probably meant to be, or None."""
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of `names` that `name` was probably meant to be, or None where none is as alike as `cutoff` (0 to 1)."""
     from difflib import get_close_matches
 
     folded = {n.casefold(): n for n in sorted(names, reverse=True)}
-    found = get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
+    found = get_close_matches(name.casefold(), list(folded), n=1, cutoff=cutoff)
     return folded[found[0]] if found else None
 
 
 def not_among(what: str, name: str, names: Iterable[str], most: int = 16, inside: str = "") -> str:
-    """Says that `name` is no known `what`, which one is nearest, and which ones there are (at most `most` of them)."""
+    """Says that `name` is no known `what`, which one is nearest, and which ones there are (about `most` of them)."""
     known = sorted(names)
+    if len(known) <= most + 4:  # a few more cost less than wondering which they are
+        most = len(known)
     near = nearest(name, known)
     hint = f", nearest is {near!r}" if near else ""
     more = f" and {len(known) - most} more" if len(known) > most else ""

@@ -83,4 +83,6 @@ def _counts(
         row_misses=int(counts[at.MISSES]),
         row_conflicts=int(counts[at.CONFLICTS]),
         channel_busy_ps=tuple(busy[c] for c in linked.channels),
+        bytes_forwarded=int(counts[at.FORWARDED]) * memory.burst_bytes,
+        bytes_merged=int(counts[at.ABSORBED]) * memory.burst_bytes,
     )

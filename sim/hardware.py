@@ -6,6 +6,7 @@ energy tables that it names. Checks that need several fields stand at the bottom
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
@@ -68,10 +69,10 @@ class Array(Strict):
     """The systolic arrays; `count` of them work on one operator together."""
 
     count: Positive = Field(description="arrays of one core")
-    rows: Positive
-    columns: Positive
+    rows: Positive = Field(description="PE rows of one array")
+    columns: Positive = Field(description="PE columns of one array")
     dataflow: Dataflow = Field(description="ws, os or is")
-    preload: Preload
+    preload: Preload = Field(description="fold_serial (nothing overlaps) or double_buffered (loads overlap the stream)")
     formats: dict[str, Rate] = Field(description="number format: multiply-accumulates per PE and cycle", min_length=1)
     accumulate: str = Field(description="number format of the accumulators")
     reload: Literal["chunk", "tile"] = Field(
@@ -86,7 +87,7 @@ class Vector(Strict):
     """The vector units: softmax, normalisation, activation, rotary, residual."""
 
     count: Positive = Field(description="vector units of one core")
-    lanes: Positive
+    lanes: Positive = Field(description="elements that one instruction of one unit works on")
     cycles: dict[str, Positive] = Field(description="cycles of one instruction: add, mul, exp, ...", min_length=1)
     rows_per_vector: Positive = Field(default=1, description="rows that share one vector in row-wise functions")
     simple_slots: Positive = Field(default=1, description="simple instructions issued in a cycle")
@@ -97,9 +98,9 @@ class Vector(Strict):
 class Scratchpad(Strict):
     """On-chip operand memory of one core; a part of it holds activations between operators."""
 
-    capacity: Bytes
-    read_bytes_per_cycle: Positive
-    write_bytes_per_cycle: Positive
+    capacity: Bytes = Field(description="of one core")
+    read_bytes_per_cycle: Positive = Field(description="towards arrays, vector units and DMA")
+    write_bytes_per_cycle: Positive = Field(description="from arrays, vector units and DMA")
     activation_share: Annotated[Fraction, BeforeValidator(_rate), Field(ge=0, lt=1)] = Field(
         description="part of the capacity that may hold activations between operators",
         json_schema_extra={"type": ["integer", "string"]},
@@ -109,7 +110,7 @@ class Scratchpad(Strict):
 class Accumulator(Strict):
     """On-chip memory of the partial sums of one core."""
 
-    capacity: Bytes
+    capacity: Bytes = Field(description="of one core; holds two output tiles")
 
 
 class Dma(Strict):
@@ -134,7 +135,7 @@ class MemoryUse(Strict):
 class Software(Strict):
     """Costs that are not hardware, kept as a term of their own."""
 
-    launch: Time = Field(description="per operator, before its first task")
+    launch: Time = Field(default=0, description="per operator, before its first task")
 
 
 class EnergyUse(Strict):
@@ -150,10 +151,10 @@ class Hardware(Strict):
 
     schema_: Literal["opcycle/hardware/1"] = Field(alias="schema")
     name: str = Field(min_length=1)
-    description: str
+    description: str = ""
     technology: str = Field(description="technology node, e.g. 7 nm")
     clock: Frequency
-    cores: Positive = Field(description="each with arrays, vector units, scratchpad and DMA of its own")
+    cores: Positive = Field(default=1, description="each with arrays, vector units, scratchpad and DMA of its own")
     array: Array
     vector: Vector
     scratchpad: Scratchpad
@@ -161,7 +162,7 @@ class Hardware(Strict):
     dma: Dma
     memory: MemoryUse
     attention: Literal["flash", "unfused"] = Field(description="flash: fused on chip where it fits")
-    software: Software
+    software: Software = Field(default_factory=Software)
     energy: EnergyUse
 
     @model_validator(mode="after")
@@ -184,7 +185,7 @@ class Hardware(Strict):
         """The memory that `memory` names, with its settings applied."""
         from sim.standards import load_memory
 
-        return load_memory(self.memory.standard, dict(self.memory.settings))
+        return load_memory(self.memory.standard, dict(_dotted(self.memory.settings)))
 
     @property
     def capacity_bytes(self) -> int:
@@ -200,6 +201,14 @@ class Hardware(Strict):
         """FLOP/s (two a multiply-accumulate) of all arrays in `number_format`."""
         pes = self.cores * self.array.count * self.array.rows * self.array.columns
         return float(2 * pes * self.clock * self.array.formats[number_format])
+
+
+def _dotted(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{before}{key}.")
+        else:
+            yield before + key, value
 
 
 def load_hardware(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Hardware:

@@ -21,19 +21,17 @@ from sim.lower.attention import candidates as split_candidates
 from sim.lower.builder import Builder, Space, Template
 from sim.lower.link import link
 from sim.lower.matmul import Places, Product, TileCosts, Tiling, layout_bytes, lower_product
-from sim.lower.tilings import candidates, estimate_ps, steps
+from sim.lower.tilings import candidates, estimate_ps, steps, traffic_bytes
 from workloads.trace import RequestSpan
 
 SIMULATED = 6
 """Candidates that are simulated, of those that are ranked."""
 
 NEAR = Fraction(102, 100)
-"""Candidates ranked this close to the best are as good; fewer steps come first, so that shapes differ enough to
-compare.
-"""
+"""Candidates ranked this close to the best are as good; less DRAM traffic and fewer steps come first among them."""
 
 TIE = Fraction(1005, 1000)
-"""Simulated times this close are a tie; fewer tasks win it."""
+"""Simulated times this close are a tie; less DRAM traffic wins it, then fewer tasks."""
 
 Choice = TypeVar("Choice", Tiling, Split)
 
@@ -72,14 +70,17 @@ class SimulatedMapper:
 
         costs = TileCosts(machine, product)
         found = [
-            (estimate_ps(machine, product, tiling, costs), steps(product, tiling), tiling)
+            (
+                estimate_ps(machine, product, tiling, costs),
+                traffic_bytes(product, tiling),
+                steps(product, tiling),
+                tiling,
+            )
             for tiling in candidates(machine, product, self.scratchpad)
         ]
-        limit = NEAR * min((estimate for estimate, _, _ in found), default=0)
-        found.sort(key=lambda item: (item[0] > limit, item[1] if item[0] <= limit else item[0], item[0], str(item[2])))
-        return self._fastest(
-            (t for _, _, t in found[:SIMULATED]), lambda tiling: self._product_template(product, tiling)
-        )
+        limit = NEAR * min((item[0] for item in found), default=0)
+        found.sort(key=lambda item: ((0, *item[1:3]) if item[0] <= limit else (1, *item[:2]), item[0], str(item[3])))
+        return self._fastest((item[3] for item in found[:SIMULATED]), lambda t: self._product_template(product, t))
 
     def _product_template(self, product: Product, tiling: Tiling) -> Template:
         b = Builder(self.machine, self.scratchpad, self.align)
@@ -121,18 +122,18 @@ class SimulatedMapper:
         return b.finish(b.sync(lower_flash(b, job, split, places)))
 
     def _fastest(self, choices: Iterable[Choice], template: Callable[[Choice], Template]) -> Choice | None:
-        """The choice whose template simulates fastest; ties go to fewer tasks, then to the first."""
-        results: list[tuple[int, int, Choice]] = []
+        """The choice whose template simulates fastest; ties go to less DRAM traffic, then to fewer tasks."""
+        results: list[tuple[int, int, int, Choice]] = []
         for choice in choices:
             try:
                 lowered = template(choice)
             except MemoryError:
                 continue
-            results.append((self._time(lowered), len(lowered.unit), choice))
+            results.append((self._time(lowered), sum(lowered.moved), len(lowered.unit), choice))
         if not results:
             return None
-        limit = TIE * min(time for time, _, _ in results)
-        return min((r for r in results if r[0] <= limit), key=lambda r: r[1])[2]
+        limit = TIE * min(result[0] for result in results)
+        return min((r for r in results if r[0] <= limit), key=lambda r: r[1:3])[3]
 
     def _time(self, template: Template) -> int:
         machine = self.machine

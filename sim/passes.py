@@ -71,7 +71,9 @@ class MemoryCounts:
 
     `commands` counts by command name (ACT, RD, WR, REFab ...); `standby_ps` holds picoseconds in the states `active`
     (any bank of the rank open), `precharged` (all closed) and `refresh`, summed over channels x ranks;
-    `channel_busy_ps` is the time each real channel's data bus carried data, one entry a channel.
+    `channel_busy_ps` is the time each real channel's data bus carried data, one entry a channel. `bytes_forwarded` are
+    reads answered from the write queue, `bytes_merged` writes that replaced one still waiting there: whole bursts that
+    needed no DRAM command and are in neither `bytes_read` nor `bytes_written`.
     """
 
     commands: dict[str, int]
@@ -82,6 +84,8 @@ class MemoryCounts:
     row_misses: int
     row_conflicts: int
     channel_busy_ps: tuple[int, ...] = ()
+    bytes_forwarded: int = 0
+    bytes_merged: int = 0
 
 
 @dataclass(frozen=True, slots=True)

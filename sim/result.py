@@ -83,6 +83,7 @@ class Report:
             "ttft_s": ttft_s,
             "tpot_s": step_s,
             "utilization": self._utilization,
+            "busiest_unit": self._busiest_unit,
             "mac_utilization": flops / (peak * time_s) if peak and time_s else 0.0,
             "memory_bandwidth_utilization": dram_bytes / (bandwidth * time_s) if bandwidth and time_s else 0.0,
             "energy_breakdown_j": {
@@ -102,6 +103,8 @@ class Report:
             "memory": {
                 "bytes_read": self._counts.bytes_read,
                 "bytes_written": self._counts.bytes_written,
+                "bytes_forwarded": self._counts.bytes_forwarded,
+                "bytes_merged": self._counts.bytes_merged,
                 "commands": dict(self._counts.commands),
                 "row_hits": self._counts.row_hits,
                 "row_misses": self._counts.row_misses,
@@ -286,12 +289,19 @@ class Report:
                 busy[unit.name] += p.repeat * (sum(channels) / len(channels) if on_bus else int(union[i]))
         return {name: ps / self._time_ps if self._time_ps else 0.0 for name, ps in busy.items()}
 
+    @property
+    def _busiest_unit(self) -> str | None:
+        """The unit with the highest utilisation, the first of equals; None where nothing worked."""
+        name = max(self._utilization, key=lambda unit: self._utilization[unit], default=None)
+        return name if name is not None and self._utilization[name] else None
+
     @cached_property
     def _overheads(self) -> dict[str, int]:
         """What the machine did beyond the trace, so that both add up.
 
         executed MACs = flops / 2 + padding_macs; dram_bytes = compulsory_bytes + refetched_bytes - kept_on_chip_bytes
-        + controller_bytes, which is what filled up bursts less what the controller answered without the DRAM.
+        + burst_padding_bytes - write_queue_hit_bytes: what filled up bursts, and whole bursts that the write queue
+        answered or took without a DRAM command.
         """
         executed = compulsory = refetched = kept = 0
         for p, work in zip(self.passes, self._work, strict=True):
@@ -302,13 +312,15 @@ class Report:
             refetched += p.repeat * int(np.maximum(moved - wanted, 0).sum())
             kept += p.repeat * int(np.maximum(wanted - moved, 0).sum())
         moved_bytes = compulsory + refetched - kept
+        queue_hits = self._counts.bytes_forwarded + self._counts.bytes_merged
         return {
             "executed_macs": executed,
             "padding_macs": executed - self._sum_of_ops("flops") // 2,
             "compulsory_bytes": compulsory,
             "refetched_bytes": refetched,
             "kept_on_chip_bytes": kept,
-            "controller_bytes": self._counts.bytes_read + self._counts.bytes_written - moved_bytes,
+            "burst_padding_bytes": self._counts.bytes_read + self._counts.bytes_written + queue_hits - moved_bytes,
+            "write_queue_hit_bytes": queue_hits,
         }
 
     def _decided(self, kind: str) -> str | None:

@@ -95,7 +95,7 @@ def test_a_model_that_does_not_fit_in_memory(refused: Refused) -> None:
         ("name: x", "{file}: schema: is missing; allowed: opcycle/hardware/1, "),
         ("schema: opcycle/hardwear/1", "{file}: schema: unknown schema 'opcycle/hardwear/1', nearest is 'opcycle/hard"),
         ("schema: opcycle/workload/1\nname: x", "{file}:1: model: is missing"),
-        ("schema: opcycle/hardware/1\nname: x", "{file}:1: description: is missing"),
+        ("schema: opcycle/hardware/1\nname: x", "{file}:1: technology: is missing"),
         (
             '{"schema": "opcycle/trace/2"}',
             "{file}: schema: unknown schema 'opcycle/trace/2', nearest is 'opcycle/trace/1'",

@@ -21,12 +21,14 @@ from workloads.trace import (
     Block,
     CollectiveAttrs,
     CustomAttrs,
+    ElementwiseAttrs,
     MatmulAttrs,
     Op,
     OpKind,
     Pass,
     Role,
     Tensor,
+    Trace,
     TransferAttrs,
 )
 
@@ -256,6 +258,14 @@ def test_custom_work_takes_its_units_and_its_bytes():
 
 def test_a_model_that_does_not_fit_is_refused_with_its_size():
     small = machine("ws")
-    check_capacity(small, small.capacity_bytes, 0, "m")
-    with pytest.raises(ConfigError, match=r"m needs 16\.0 GiB of weights and 1\.0 GiB of KV cache.*holds 16\.0 GiB"):
-        check_capacity(small, small.capacity_bytes, 2**30, "m")
+    rows = small.capacity_bytes // 2 // 1024
+
+    def trace(tokens):
+        x = Tensor("x", (tokens, 512), "fp16", Role.ACTIVATION)
+        weight = Tensor("w", (rows, 512), "fp16", Role.WEIGHT)
+        copy = Op("copy", OpKind.ELEMENTWISE, "ffn", (x, weight), (x,), ElementwiseAttrs("copy", x.elements))
+        return Trace("m", 1, (Pass("p", "encode", (Block("b", 1, (copy,)),), tokens),))
+
+    check_capacity(small, trace(rows // 2))
+    with pytest.raises(ConfigError, match=r"needs 8\.0 GiB of weights.* and 16\.0 GiB of activ.*holds 16"):
+        check_capacity(small, trace(rows))

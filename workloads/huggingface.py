@@ -7,13 +7,13 @@ without a word.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sim.config import ConfigError, build, nearest
+from sim.document import read_json
 from workloads.models import Model
 
 # Keys that mean the same in different families, most common first.
@@ -416,12 +416,7 @@ def supported_types() -> list[str]:
 
 def load_huggingface(path: Path) -> Model:
     """The model that the config.json at `path` describes (of a multimodal one, its text part). Raises ConfigError."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", file=path) from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"is not JSON: {error.msg}", file=path, line=error.lineno) from None
+    data = read_json(path)
     if not isinstance(data, dict):
         raise ConfigError("is not a JSON object", file=path)
     kind = data.get("model_type")

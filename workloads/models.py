@@ -334,11 +334,10 @@ def load_model(name_or_path: str | Path) -> Model:
         if alias is not None:
             return _load_yaml_model(MODEL_FOLDER / f"{alias}.yaml")
         if not path.exists():
-            near = nearest(text, [*model_names(), *model_aliases()])
-            hint = f"; nearest is {near!r}" if near else ""
+            near = nearest(text, [*model_names(), *model_aliases()], cutoff=0.0)
             raise ConfigError(
                 f"unknown model {text!r}: neither a model that ships (`opcycle list models`), "
-                f"nor a YAML file, nor a config.json{hint}"
+                f"nor a YAML file, nor a config.json; nearest is {near!r}"
             )
     if path.is_dir():
         path = path / "config.json"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from sim.config import ConfigError, Document, apply_overrides, build, load_yaml, nearest
+from sim.config import ConfigError, Document, apply_overrides, build, load_yaml, nearest, show
 from workloads.build import Builder, decode_passes, denoise_passes, encode_passes, make_trace, prefill_passes
 from workloads.emit import FormatChoice
 from workloads.formats import FORMATS, unknown_format
@@ -182,13 +182,15 @@ def _find(name_or_path: str | Path) -> Path:
         known = SCENARIO_FOLDER / f"{text}.yaml"
         if known.is_file():
             return known
-        if not path.is_file():
+        if not path.exists():
             near = nearest(text, workload_names())
             hint = f"; nearest is {near!r}" if near else ""
             raise ConfigError(
                 f"unknown workload {text!r}: neither one that ships (`opcycle list workloads`), "
                 f"nor a scenario or trace file{hint}"
             )
+    if path.is_dir():
+        raise ConfigError("is a folder, but a workload is a scenario or trace file", file=path)
     if not path.is_file():
         raise ConfigError("no such workload file", file=path)
     return path
@@ -213,7 +215,9 @@ def _load_trace(path: Path, changes: Mapping[str, Any]) -> Workload:
             file=path,
             key=next(iter(changes)),
         )
-    return Workload(path.stem, None, None, source=path, _built=[trace])
+    stated = dict(trace.meta).get("workload")
+    name = stated if isinstance(stated, str) and stated else path.stem
+    return Workload(name, None, None, source=path, _built=[trace])
 
 
 def _resolve(scenario: Scenario, path: Path | None) -> Workload:
@@ -248,9 +252,12 @@ def _check_keys(scenario: Scenario, model: Model, length_key: str | None, rule: 
     taken = {length_key, *rule.optional} | ({"lengths"} if length_key else set())
     for key in ("prompt", "context", "steps", "chunk", "lengths"):
         if getattr(scenario, key) is not None and key not in taken:
-            others = ", ".join(sorted(k for k in taken if k)) or "none"
+            others = ", ".join(["batch", *sorted(k for k in taken if k)])
+            length = f"; how long its requests are is {length_key!r}" if length_key else ""
             raise ConfigError(
-                f"does not apply to phase {scenario.phase} of {model.name}; the keys that do: batch, {others}", key=key
+                f"is {show(getattr(scenario, key))}, but phase {scenario.phase} of {model.name} takes no {key}{length}; "
+                f"keys that apply: {others}",
+                key=key,
             )
     if length_key is None:
         return

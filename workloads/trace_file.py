@@ -17,6 +17,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from sim.config import ConfigError, not_among, show
+from sim.document import read_json
 from workloads.trace import ATTRS_OF_KIND, Block, Op, OpKind, Pass, Tensor, Trace
 from workloads.trace_check import check_trace
 
@@ -104,6 +105,8 @@ def _shell(value: Pass | Block, nested: str) -> dict[str, Any]:
 def write_trace(trace: Trace, path: str | Path) -> None:
     """Write `trace` to `path`, whole or not at all. Raises ConfigError if the place cannot be written."""
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError("is a folder, but a file is to be written", file=path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_text(trace_text(trace), encoding="utf-8")
@@ -116,29 +119,13 @@ def write_trace(trace: Trace, path: str | Path) -> None:
 def read_trace(path: str | Path) -> Trace:
     """The Trace in the file at `path`, checked (see `check_trace`). Raises ConfigError for anything that is not one."""
     path = Path(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=path) from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"is not JSON: {error.msg}", file=path, line=error.lineno) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"is not a trace: {error}", file=path) from None
+    data = read_json(path)
     try:
         trace = _Reader().trace(data)
         check_trace(trace)
     except ConfigError as error:
         raise ConfigError(error.message, file=path, key=error.key) from None
     return trace
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {twice!r} stands twice in one object")
-    return out
 
 
 def _check_schema(found: Any) -> None:

@@ -105,11 +105,34 @@ def _usage(error: Any) -> str:
     elif "No such command" in message and commands:
         name = message.split("'")[1] if "'" in message else ""
         message = f"no such command {name!r}" + (_hint(name, commands) or f"; commands: {', '.join(commands)}")
+    wrong = _wrong_number(error)
+    if wrong:
+        return f"{where}: {wrong}" if where else wrong
     choice = re.search(r"'([^']*)' is not one of (.*)$", message)
     if choice is not None:
         known = re.findall(r"'([^']*)'", choice.group(2))
         message = message[: choice.start()] + not_among("value", choice.group(1), known)
     return f"{where}: {message}" if where else message
+
+
+_WANTED = {"int_parsing": "a whole number", "int_from_float": "a whole number", "float_parsing": "a number"}
+_BOUNDS = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "at most")}
+
+
+def _wrong_number(error: Any) -> str | None:
+    """The complaint about a number in the words of our own readers, with its value; None where it is another one."""
+    found = getattr(error.__cause__, "errors", list)()
+    parameter = getattr(error, "param", None)
+    if len(found) != 1 or parameter is None:
+        return None
+    kind, value = found[0]["type"], found[0]["input"]
+    name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar or parameter.name
+    if kind in _WANTED:
+        return f"{name}: is {str(value)!r}, but must be {_WANTED[kind]}"
+    if kind in _BOUNDS:
+        bound, words = _BOUNDS[kind]
+        return f"{name}: is {value}, but must be {words} {found[0]['ctx'][bound]}"
+    return None
 
 
 def _hint(name: str, names: list[str]) -> str:

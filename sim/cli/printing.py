@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 132
 """Columns to use where standard output is no terminal."""
 
+COMPILING = "compiling the kernels, once for this version (about half a minute) ..."
+
 _PREFIXES = (
     *((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")),
     *((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"), (1e-12, "p")),
@@ -92,13 +94,27 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("preparing", total=None)
 
         def show(what: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description=what)
+            # One pass alone says nothing about how far it is: the bar pulses instead of standing at nought.
+            known = total if total > 1 else None
+            bar.update(task, completed=done, total=known, description=f"{what}, {min(done + 1, total)} of {total}")
 
         yield show
+
+
+def say_if_kernels_are_new(entry: str) -> None:
+    """One line on standard error where the kernel `entry` (`module.function`) must first be compiled, which takes long.
+
+    Nothing is said where the cache holds it, or where kernels run as plain Python.
+    """
+    from numba.core import config
+
+    from sim.kernels.jit import cache_folder
+
+    if not config.DISABLE_JIT and next(cache_folder().rglob(f"{entry}-*.nbi"), None) is None:
+        print(COMPILING, file=sys.stderr, flush=True)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.printing import binary_size, engineering, print_json, print_table, progress
+from sim.cli.printing import binary_size, engineering, print_json, print_table, progress, say_if_kernels_are_new
+from sim.cli.settings import place
 
 if TYPE_CHECKING:
     from sim.result import Report
@@ -26,7 +27,7 @@ def simulate(
         str, typer.Argument(metavar="WORKLOAD", help="A workload that ships, a YAML file, or a trace.")
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for tables, timeline, pictures.")
+        str | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for tables, timeline, pictures.")
     ] = None,
     set_: Set = None,
     json: Json = False,
@@ -38,31 +39,41 @@ def simulate(
     from workloads import load_workload
 
     overrides = settings(set_ or [], ("hw", "workload"))
-    if output is not None:
-        check_target(output)
+    target = None if output is None else place(output)
+    if target is not None:
+        check_target(target)
     machine = load_hardware(hardware, overrides["hw"])
     work = load_workload(workload, overrides["workload"])
 
     from sim.engine import simulate as run
 
     with progress() as show:
-        report = run(machine, work, progress=show)
-    if output is not None:
-        report.write(output)
+
+        def step(what: str, done: int, total: int) -> None:
+            # The first step comes when the input has proved right, so that wrong input is told alone.
+            if done == 0:
+                say_if_kernels_are_new("machine.run")
+            show(what, done, total)
+
+        report = run(machine, work, progress=step)
+    if target is not None:
+        report.write(target)
     if json:
         print_json(report.summary)
         return
     _print_summary(report.summary)
     _print_operators(report)
-    if output is not None:
-        names = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
-        print(f"Results in {output}/: {', '.join(n for n in names if not n.endswith('.png'))}")
-        print(f"Pictures: {', '.join(str(output / n) for n in names if n.endswith('.png'))}")
+    if target is not None:
+        names = sorted(path.name for path in target.iterdir() if not path.name.startswith("."))
+        print(f"Results in {target}/: {', '.join(n for n in names if not n.endswith('.png'))}")
+        print(f"Pictures: {', '.join(str(target / n) for n in names if n.endswith('.png'))}")
 
 
 def trace(
     workload: Annotated[str, typer.Argument(metavar="WORKLOAD", help="A workload that ships, or a YAML file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; `simulate` reads it back.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="File to write; `simulate` reads it back.")
+    ],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value: workload.batch=8.")] = None,
     json: Json = False,
 ) -> None:
@@ -71,12 +82,13 @@ def trace(
     from sim.output import make_parent
     from workloads import load_workload, write_trace
 
+    target = place(output)
     loaded = load_workload(workload, settings(set_ or [], ("workload",))["workload"])
     built = loaded.trace()
-    make_parent(output)
-    write_trace(built, output)
+    make_parent(target)
+    write_trace(built, target)
     facts = {
-        "file": str(output),
+        "file": str(target),
         "workload": loaded.name,
         "model": built.model,
         "passes": sum(each.repeat for each in built.passes),
@@ -92,7 +104,7 @@ def trace(
         return
     print(
         f"{loaded.name}: {facts['passes']} passes, {engineering(built.flops, 'FLOP')}, weights "
-        f"{binary_size(built.weight_bytes)}, KV cache {binary_size(built.kv_bytes)}; written to {output}"
+        f"{binary_size(built.weight_bytes)}, KV cache {binary_size(built.kv_bytes)}; written to {target}"
     )
 
 
@@ -139,7 +151,7 @@ def _quantity(key: str, value: Any) -> str:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    roof = summary["roofline"]
+    roof, most = summary["roofline"], summary["busiest_unit"]
     busy = sorted(summary["utilization"].items(), key=lambda item: -item[1])
     rows = [
         ("time", engineering(summary["time_s"], "s")),
@@ -154,6 +166,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         ),
         ("DRAM traffic", binary_size(summary["dram_bytes"])),
         ("roofline", f"{roof['intensity_flop_per_byte'] or 0:.3g} FLOP/B, {roof['bound']} bound"),
+        ("busiest unit", f"{most} {summary['utilization'][most]:.0%}" if most else "-"),
         ("utilization", ", ".join(f"{unit} {share:.1%}" for unit, share in busy)),
         ("simulated in", f"{summary['wall_s']:.2f} s"),
     ]

@@ -1,8 +1,11 @@
-"""Reads `--set prefix.key=value` options into one dict of overrides for each prefix."""
+"""Reads options that need more than a type: `--set prefix.key=value` as one dict of overrides for each prefix, `-o` as
+a path.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from sim.errors import ConfigError, nearest
 
@@ -28,3 +31,10 @@ def settings(options: Sequence[str], prefixes: Sequence[str]) -> dict[str, dict[
             raise ConfigError(f"--set {key!r} is given twice")
         found[prefix][rest] = value
     return found
+
+
+def place(text: str) -> Path:
+    """The path that `-o` names. Raises ConfigError for an empty one, which would silently mean the current folder."""
+    if not text.strip():
+        raise ConfigError("-o is empty, but must name where the result goes ('.' is the current folder)")
+    return Path(text)

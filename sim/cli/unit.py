@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli.printing import engineering, print_json, print_table
+from sim.cli.printing import engineering, print_json, print_table, say_if_kernels_are_new
 
 unit = typer.Typer(name="unit", help="Run one component on its own.", pretty_exceptions_enable=False)
 
@@ -61,6 +61,7 @@ def dram(
         overrides=settings(set_ or [], ("",))[""],
         in_flight=in_flight,
         check=check,
+        before=lambda: say_if_kernels_are_new("dram_trace.replay*"),
     )
     if json:
         print_json(result)
@@ -102,4 +103,6 @@ def _print_flat(title: str, result: dict[str, object]) -> None:
 def _shown(key: str, value: object) -> str:
     if "bytes_per_s" in key and isinstance(value, (int, float)):
         return engineering(float(value), "B/s")
+    if value is None:
+        return "-"
     return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

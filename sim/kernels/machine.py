@@ -84,6 +84,8 @@ def run(prog, result, tables, state, num, den):
             push_number(ready, first[u], count[u], np.int32(i))
             count[u] += 1
 
+    # A constant in the call below would make numba compile the channel a second time.
+    forever = np.int64(NEVER)
     now = np.int64(0)
     done = np.int64(0)
     while True:
@@ -136,7 +138,7 @@ def run(prog, result, tables, state, num, den):
             event = NEVER
             if events > 0:
                 event = time[0]
-            c = 0
+            c = np.int64(0)
             other = NEVER
             for k in range(1, classes):
                 if due[k] < due[c]:
@@ -148,11 +150,10 @@ def run(prog, result, tables, state, num, den):
             if due[c] > event or due[c] >= NEVER:
                 break
             limit = min(event, other)
+            until = forever
             if limit < NEVER:
                 until = max(to_tick(limit + setup, num, den), next_tick(limit, num, den))
-                nxt = advance(tables, state, c, until)
-            else:
-                nxt = advance(tables, state, c, NEVER)
+            nxt = advance(tables, state, c, until)
             due[c] = NEVER
             if nxt < NEVER:
                 due[c] = to_ps(nxt, num, den)

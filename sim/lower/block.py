@@ -39,7 +39,14 @@ def lower_block(block: Block, context: Context) -> Template:
     ends: tuple[int, ...] = ()
     for group in groups(scope.ops):
         scope.builder.current_op = group.ops[0]
-        ends = _lower(scope, group.ops)
+        try:
+            ends = _lower(scope, group.ops)
+        except MemoryError as error:
+            raise ConfigError(
+                f"operator {scope.ops[group.ops[0]].name} finds no room on chip: {error}; a larger scratchpad or a "
+                "smaller activation_share would help",
+                key="scratchpad.capacity",
+            ) from None
     last = scope.builder.sync(dict.fromkeys((*ends, *scope.homes[CARRIED].ready)))
     return scope.builder.finish(last)
 

@@ -14,7 +14,7 @@ from sim.lower.homes import CARRIED, on_chip
 from sim.lower.link import Linked, link
 from sim.lower.scope import Context, Mapper
 from sim.passes import OpRow, UnitRow
-from workloads.trace import Op, Pass, Role
+from workloads.trace import Op, Pass, Role, Trace
 
 _UNLIMITED = 1 << 30
 
@@ -52,17 +52,26 @@ def write_units(machine: Hardware) -> frozenset[int]:
     return frozenset(core * PER_CORE + Unit.STORE for core in range(machine.cores))
 
 
-def check_capacity(machine: Hardware, weight_bytes: int, kv_bytes: int, what: str) -> None:
-    """Raise ConfigError if weights and KV cache do not fit in the machine's memory."""
+def check_capacity(machine: Hardware, trace: Trace) -> None:
+    """Raise ConfigError if weights, KV cache and the operands of the largest operator do not fit in the machine's
+    memory.
+    """
     capacity = machine.capacity_bytes
-    if weight_bytes + kv_bytes > capacity:
+    weight_bytes, kv_bytes = trace.weight_bytes, trace.kv_bytes
+    passing_bytes = max((_passing_bytes(op) for p in trace.passes for b in p.blocks for op in b.ops), default=0)
+    what = f"{trace.model} (batch {trace.batch})"
+    if weight_bytes + kv_bytes + passing_bytes > capacity:
         gib = 2**30
         raise ConfigError(
-            f"{what} needs {weight_bytes / gib:.1f} GiB of weights and {kv_bytes / gib:.1f} GiB of KV cache, but the "
-            f"memory of {machine.name} ({machine.memory.channels} channels of {machine.memory.standard}) holds "
-            f"{capacity / gib:.1f} GiB",
+            f"{what} needs {weight_bytes / gib:.1f} GiB of weights, {kv_bytes / gib:.1f} GiB of KV cache and "
+            f"{passing_bytes / gib:.1f} GiB of activations, but the memory of {machine.name} "
+            f"({machine.memory.channels} channels of {machine.memory.standard}) holds {capacity / gib:.1f} GiB",
             key="memory.channels",
         )
+
+
+def _passing_bytes(op: Op) -> int:
+    return sum(t.resident_bytes for t in (*op.inputs, *op.outputs) if t.role is Role.ACTIVATION)
 
 
 def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = True) -> Lowered:

@@ -10,10 +10,22 @@ from sim.lower.compute import whole
 from sim.lower.matmul import Product, TileCosts, Tiling, footprint
 
 
-def candidates(machine: Hardware, product: Product, scratchpad_bytes: int) -> Iterator[Tiling]:
-    """All tilings that fit: array multiples in powers of two up to each dimension, both orders, kept or not."""
-    rows = max(product.groups)
-    for m in _sizes(machine.array.rows, rows):
+def candidates(machine: Hardware, product: Product, scratchpad_bytes: int) -> list[Tiling]:
+    """All tilings that fit: array multiples in powers of two up to each dimension, both orders, kept or not.
+
+    Where even one array of rows is too many for the scratchpad, parts of it: such tiles waste the array but run.
+    """
+    part = machine.array.rows
+    while part > 0:
+        found = list(_fitting(machine, product, scratchpad_bytes, part))
+        if found:
+            return found
+        part //= 4
+    return []
+
+
+def _fitting(machine: Hardware, product: Product, scratchpad_bytes: int, least_rows: int) -> Iterator[Tiling]:
+    for m in _sizes(least_rows, max(product.groups)):
         for n in _sizes(machine.array.columns, product.n):
             if 2 * whole(m * n * product.size.accumulator) > machine.accumulator.capacity:
                 break
@@ -35,44 +47,47 @@ def _sizes(unit: int, total: int) -> list[int]:
     return [*sizes, total]
 
 
+def traffic_bytes(product: Product, tiling: Tiling) -> int:
+    """DRAM bytes of the product in this tiling."""
+    size = product.size
+    traffic = Fraction(0)
+    for rows in product.groups:
+        outer_m = tiling.order == "m"
+        m_steps, n_steps = -(-rows // tiling.m), -(-product.n // tiling.n)
+        if product.left_in_dram:
+            traffic += (1 if outer_m and tiling.keep else n_steps) * rows * product.k * size.left
+        if product.right_in_dram:
+            traffic += (1 if not outer_m and tiling.keep else m_steps) * product.n * product.k * size.right
+    if product.result_in_dram:
+        traffic += sum(product.groups) * product.columns_out * size.result
+    for epilogue in product.epilogues:
+        for in_dram, width in epilogue.extra:
+            if in_dram:
+                traffic += sum(product.groups) * epilogue.columns_out * width
+    return whole(traffic)
+
+
 def estimate_ps(machine: Hardware, product: Product, tiling: Tiling, costs: TileCosts) -> int:
     """Rough time: the longer of compute and traffic, plus the first load and the last store. Only ranks candidates."""
     n_tiles, k_tiles = _counted(product.n, tiling.n), _counted(product.k, tiling.k)
     compute = 0
-    traffic = Fraction(0)
-    size = product.size
     for rows in product.groups:
-        m_tiles = _counted(rows, tiling.m)
-        for m, m_count in m_tiles:
+        for m, m_count in _counted(rows, tiling.m):
             for n, n_count in n_tiles:
                 for k, k_count in k_tiles:
                     compute += m_count * n_count * k_count * costs.tile(m, n, k).occupancy
-        outer_m = tiling.order == "m"
-        m_steps, n_steps = -(-rows // tiling.m), -(-product.n // tiling.n)
-        left_times = 1 if outer_m and tiling.keep else n_steps
-        right_times = 1 if not outer_m and tiling.keep else m_steps
-        if product.left_in_dram:
-            traffic += left_times * rows * product.k * size.left
-        if product.right_in_dram:
-            traffic += right_times * product.n * product.k * size.right
-    if product.result_in_dram:
-        traffic += sum(product.groups) * product.columns_out * size.result
-    for epilogue in product.epilogues:
-        traffic += sum(
-            (sum(product.groups) * epilogue.columns_out * width for in_dram, width in epilogue.extra if in_dram),
-            Fraction(0),
-        )
-    compute_ps = compute * 10**12 // int(machine.clock) // machine.cores
-    bandwidth = int(machine.peak_bytes_per_s)
-    memory_ps = int(traffic * 10**12 / bandwidth)
-    edge = 0
+    size = product.size
+    edge = Fraction(0)
     if product.left_in_dram:
-        edge += whole(tiling.m * tiling.k * size.left)
+        edge += tiling.m * tiling.k * size.left
     if product.right_in_dram:
-        edge += whole(tiling.n * tiling.k * size.right)
+        edge += tiling.n * tiling.k * size.right
     if product.result_in_dram:
-        edge += whole(tiling.m * tiling.n * size.result)
-    return max(compute_ps, memory_ps) + edge * 10**12 // bandwidth
+        edge += tiling.m * tiling.n * size.result
+    bandwidth = int(machine.peak_bytes_per_s)
+    compute_ps = compute * 10**12 // int(machine.clock) // machine.cores
+    memory_ps = traffic_bytes(product, tiling) * 10**12 // bandwidth
+    return max(compute_ps, memory_ps) + whole(edge) * 10**12 // bandwidth
 
 
 def steps(product: Product, tiling: Tiling) -> int:
@@ -83,5 +98,5 @@ def steps(product: Product, tiling: Tiling) -> int:
 
 def _counted(total: int, step: int) -> list[tuple[int, int]]:
     """Distinct tile lengths with how often each occurs."""
-    whole, rest = divmod(total, step)
-    return [item for item in ((step, whole), (rest, 1 if rest else 0)) if item[1]]
+    full, rest = divmod(total, step)
+    return [item for item in ((step, full), (rest, 1 if rest else 0)) if item[1]]
