@@ -362,7 +362,9 @@ def _marks(policy: str, entries: int) -> tuple[int, int]:
     """Drain marks of a write queue: four fifths and one fifth of it, as each policy counts them."""
     if policy == Policy.DRAMSIM3:
         return entries, min(8, entries - 1)
-    return max(1, entries * 4 // 5 + (policy == Policy.RAMULATOR)), entries // 5
+    if policy == Policy.RAMULATOR:  # more than four fifths, less than one fifth
+        return entries * 4 // 5 + 1, (entries - 1) // 5
+    return max(1, entries * 4 // 5), entries // 5
 
 
 def _with_base(path: Path, seen: tuple[Path, ...]) -> Document:

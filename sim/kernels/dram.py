@@ -276,8 +276,8 @@ def standby(t, s, c, tick):
 def offer(t, s, c, burst, is_write, request, tick):
     """Offer one request of a trace to class `c`, which has simulated all ticks below `tick`; False if refused.
 
-    `s.request_done[request]` gets the tick of the last data beat (read) or of the command (write; under DRAMsim3's policy
-    the clock after it was accepted).
+    `s.request_done[request]` gets the tick of the last data beat (read) or of the command (write;
+    under DRAMsim3's policy the clock after it was accepted).
     """
     x = s.scalar[c]
     if not has_room(t, x, is_write):

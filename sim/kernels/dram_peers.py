@@ -1,4 +1,4 @@
-"""The controllers of Ramulator 2.1 and DRAMsim3, restated: each turns one clock's state into the commands they would send.
+"""The controllers of Ramulator 2.1 and DRAMsim3, restated: each turns a clock's state into the commands it would send.
 
 Both are looked at clock by clock while they work and woken when a rule next allows something, so idle clocks cost
 nothing. The rules of timing, the counters and the log are those of `dram_issue`; only the choice of commands differs.
@@ -43,7 +43,6 @@ from sim.kernels.dram_tables import (
     LEFT,
     MERGED,
     MISS_R,
-    MISS_W,
     MISSES,
     MODE,
     N_COMMANDS,
@@ -310,7 +309,7 @@ def turn(t, x):
 
 @leaf
 def oldest_ready(t, x, bank, ready, near, entry, d, concern, tick):
-    """(entry, command, soonest tick of any) of the oldest buffered request whose next command is ready, entry -1: none."""
+    """(entry, command, soonest tick of any) of the oldest buffered request with its next command ready; entry -1: none."""
     best = np.int64(-1)
     kind = np.int64(-1)
     age = NEVER

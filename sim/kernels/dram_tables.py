@@ -31,8 +31,8 @@ WAITING_REFRESH, DUE, LAST_READ_END, BEST_TICK, BEST, STALE = 15, 16, 17, 18, 19
 MARK, MARK_TICK, MARK_BURST, MARK_ERA = 21, 22, 23, 24
 # Direction that the next command serves, the entry past the age limit (-1: none), no later than the next one will be.
 SIDE, OVERDUE, URGENT_FROM = 25, 26, 27
-# Of the other simulators' controllers: requests beyond the queues, queues that one left in the last clock (bits), writes
-# of the batch still to move, bank last served in turn, and the transaction queues.
+# Of the other simulators' controllers: requests beyond the queues, queues that one left in the last clock (bits),
+# writes of the batch still to move, bank last served in turn, and the transaction queues.
 HELD, LEFT, DRAINING, POINTER = 28, 29, 30, 31
 TRANS_HEAD_R, TRANS_HEAD_W, TRANS_TAIL_R, TRANS_TAIL_W = 32, 33, 34, 35
 N_SCALARS = 36
