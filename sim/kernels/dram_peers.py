@@ -309,7 +309,7 @@ def turn(t, x):
 
 @leaf
 def oldest_ready(t, x, bank, ready, near, entry, d, concern, tick):
-    """(entry, command, soonest tick of any) of the oldest buffered request with its next command ready; entry -1: none."""
+    """(entry, command, soonest tick of any) of the oldest buffered request whose command is ready; entry -1: none."""
     best = np.int64(-1)
     kind = np.int64(-1)
     age = NEVER
