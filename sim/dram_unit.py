@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.document import read_text
 from sim.errors import ConfigError
-from sim.standards import Memory, compile_memory, load_memory, new_state
+from sim.standards import Memory, Policy, compile_memory, load_memory, new_state
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,9 @@ class Replay(NamedTuple):
     done: NDArray[np.int64] | None
     wall_s: float
 
+
+POSTED_CLOCKS = 2000
+"""Clocks in which the writes that DRAMsim3's controller accepted last are served, as its published runs allowed."""
 
 LONG_RUNS = 8
 """Mean length of the runs of consecutive bursts from which a trace is served run by run."""
@@ -173,7 +176,11 @@ def _logged() -> int:
 
 
 def summary(memory: Memory, requests: Requests, replayed: Replay, check: bool) -> dict[str, Any]:
-    """The keys of `opcycle unit dram --json`; `cycles` counts clocks of the command bus."""
+    """The keys of `opcycle unit dram --json`; `cycles` counts clocks of the command bus.
+
+    Commands are counted up to the last completion, under the policy dramsim3, whose writes complete when accepted, up
+    to POSTED_CLOCKS later if there are writes.
+    """
     import numpy as np
 
     from sim.dram_energy import dram_rows
@@ -187,8 +194,11 @@ def summary(memory: Memory, requests: Requests, replayed: Replay, check: bool) -
     period = memory.period
     for c in range(state.scalar.shape[0]):
         settle(tables, state, c, end)
-    counts = state.count.sum(axis=0)
     spent = np.array([standby(tables, state, c, end) for c in range(state.scalar.shape[0])]).sum(axis=0)
+    if memory.controller.policy is Policy.DRAMSIM3 and not reads.all():
+        for c in range(state.scalar.shape[0]):
+            settle(tables, state, c, end + POSTED_CLOCKS * tables.front_ticks)
+    counts = state.count.sum(axis=0)
     read_bytes, write_bytes = int(counts[at.RD]) * memory.burst_bytes, int(counts[at.WR]) * memory.burst_bytes
     memory_counts = MemoryCounts(
         commands={"ACT": int(counts[at.ACT]), "RD": int(counts[at.RD]), "WR": int(counts[at.WR]),

@@ -54,12 +54,36 @@ SHORT_KEYS: Final = {
 }
 """Settings with a short name."""
 
+POLICY_SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "ramulator": {
+        "controller.read_queue": 32,
+        "controller.write_queue": 32,
+        "controller.drain_high": 26,
+        "controller.drain_low": 6,
+        "refresh": "together",
+    },
+    "dramsim3": {
+        "controller.read_queue": 32,
+        "controller.write_queue": 32,
+        "controller.bank_queue": 8,
+        "controller.drain_high": 32,
+        "controller.drain_low": 8,
+        "controller.cap": 4,
+        "refresh": "staggered",
+    },
+}
+"""What choosing a policy sets besides, as its simulator has it, where no other setting says otherwise; a memory's
+`policies` section adds what that simulator states differently of the memory itself."""
+
 TABLE_BITS: Final = 14
 """Largest part of an address that is decoded by one table."""
 
 
 STRETCH: Final = 128
 """Bursts of a stretch that may be jumped over."""
+
+MERGED_READS: Final = 256
+"""Reads that the policy dramsim3 can serve along with others at a time."""
 
 KNOWN_STATES: Final = 512
 """States that the memo of the steady-state shortcut holds."""
@@ -69,6 +93,8 @@ class Policy(StrEnum):
     """Scheduler of the controller."""
 
     FRFCFS = "frfcfs"
+    RAMULATOR = "ramulator"
+    DRAMSIM3 = "dramsim3"
 
 
 class Refresh(StrEnum):
@@ -125,7 +151,10 @@ class Currents(Strict):
 
 class Controller(Strict):
     """Scheduler, queue depths, write drain marks, row hits served in a row while an older request waits, and the age in
-    ticks from which a read goes before everything but refreshes (writes are posted: nobody waits for them)."""
+    ticks from which a read goes before everything but refreshes (writes are posted: nobody waits for them).
+
+    `bank_queue` is the depth of the further queues of each bank under the policy dramsim3.
+    """
 
     policy: Policy
     read_queue: Entries
@@ -134,6 +163,7 @@ class Controller(Strict):
     drain_low: Annotated[int, Field(ge=0, le=1024)]
     cap: Annotated[int, Field(gt=0, le=2**31)]
     age_limit: Annotated[int, Field(gt=0, le=2**31)] = 2048
+    bank_queue: Entries = 8
 
     @model_validator(mode="after")
     def _check(self) -> Controller:
@@ -310,14 +340,31 @@ def load_memory(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     Raises ConfigError for anything wrong in the file, in those it is based on, or in the overrides.
     """
     document = _with_base(find("memory", name_or_path), ())
-    changes: dict[str, Any] = {}
-    for key, value in (overrides or {}).items():
+    asked = dict(overrides or {})
+    policy = str(asked.get("policy", asked.get("controller.policy", "")))
+    data = dict(document.data)
+    own = data.pop("policies", {})
+    document = replace(document, data=data)
+    changes: dict[str, Any] = dict(POLICY_SETTINGS.get(policy, {}))
+    if isinstance(own, dict):
+        changes.update(own.get(policy, {}))
+    for key, value in asked.items():
         for target in SHORT_KEYS.get(key, (key,)):
             changes[target] = value
         if key == "queue" and str(value).isdecimal():
-            changes["controller.drain_high"] = max(1, int(value) * 4 // 5)
-            changes["controller.drain_low"] = int(value) // 5
+            high, low = _marks(policy, int(value))
+            changes["controller.drain_high"] = high
+            changes["controller.drain_low"] = low
     return build(Memory, apply_overrides(document, changes))
+
+
+def _marks(policy: str, entries: int) -> tuple[int, int]:
+    """Drain marks of a write queue: four fifths and one fifth of it, as each policy counts them."""
+    if policy == Policy.DRAMSIM3:
+        return entries, min(8, entries - 1)
+    if policy == Policy.RAMULATOR:  # more than four fifths, less than one fifth
+        return entries * 4 // 5 + 1, (entries - 1) // 5
+    return max(1, entries * 4 // 5), entries // 5
 
 
 def _with_base(path: Path, seen: tuple[Path, ...]) -> Document:
@@ -426,10 +473,12 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     period_bits = pieces[-1].shift if pieces and pieces[-1].row else 0
     interval = 0 if memory.refresh is Refresh.NONE else timings["tREFI"]
     stagger = memory.refresh is Refresh.STAGGERED
-    phase = [interval * (r + 1) // ranks if stagger else interval for r in range(ranks)]
+    first = interval - int(memory.controller.policy is Policy.RAMULATOR)  # it counts clocks from one
+    phase = [interval * (r + 1) // ranks if stagger else first for r in range(ranks)]
     window = np.asarray(windows, np.int64).reshape(-1, 4)
     command_ticks = [memory.command_ticks.get(name, 1) for name in COMMANDS]
     c = memory.controller
+    beyond = {Policy.FRFCFS: 0, Policy.RAMULATOR: banks, Policy.DRAMSIM3: banks * c.bank_queue}[c.policy]
 
     def integers(values: Any) -> NDArray[np.int64]:
         return np.asarray(values, np.int64).reshape(-1)
@@ -460,6 +509,9 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         policy=list(Policy).index(c.policy),
         read_entries=c.read_queue,
         write_entries=c.write_queue,
+        bank_entries=c.bank_queue,
+        read_pool=c.read_queue + beyond + (MERGED_READS if c.policy is Policy.DRAMSIM3 else 0),
+        write_pool=c.write_queue + beyond,
         cap=c.cap,
         age_limit=c.age_limit,
         drain_high=c.drain_high,
@@ -474,7 +526,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         piece_to=integers([p.to for p in pieces]),
         piece_row=integers([p.row for p in pieces]),
         bursts=memory.bursts_per_channel,
-        steady=min(STRETCH, 1 << period_bits) if steady and period_bits >= 4 else 0,
+        steady=min(STRETCH, 1 << period_bits) if steady and period_bits >= 4 and c.policy is Policy.FRFCFS else 0,
         period_bits=period_bits,
     )
 
@@ -539,7 +591,7 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     from sim.kernels import dram_tables as k
 
     long_ago = -(2**40)
-    entries = tables.read_entries + tables.write_entries
+    entries = tables.read_pool + tables.write_pool
     windows = len(tables.window_size)
     size = int(tables.window_size.max()) if windows else 1
     known = KNOWN_STATES if tables.steady and not log else 1
@@ -571,14 +623,17 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     for w, window in enumerate(tables.window_size):
         state.ring[:, w, :, window] = 0
     free = np.arange(1, entries + 1)
-    free[tables.read_entries - 1] = -1
+    free[tables.read_pool - 1] = -1
     free[entries - 1] = -1
     state.entry[:, k.FORWARD, :] = free
     state.scalar[:, k.FREE_R] = 0
-    state.scalar[:, k.FREE_W] = tables.read_entries
+    state.scalar[:, k.FREE_W] = tables.read_pool
     state.bank[:, [k.STREAK, k.ORDER_R, k.ORDER_W, k.WANT_R, k.WANT_W, k.NEAR_R, k.NEAR_W], :] = 0
     state.bank[:, [k.FROM_R, k.FROM_W], :] = k.FAR
     state.scalar[:, k.STALE] = 1
+    state.scalar[:, k.BEST_TICK] = k.NEVER
+    state.scalar[:, [k.TRANS_HEAD_R, k.TRANS_HEAD_W, k.TRANS_TAIL_R, k.TRANS_TAIL_W]] = -1
+    state.bank[:, k.DEPTH, :] = 0
     state.scalar[:, k.MARK] = -1
     state.scalar[:, k.OVERDUE] = -1
     state.rank[:, k.NEXT_DUE, :] = tables.refresh_phase

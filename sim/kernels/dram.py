@@ -8,6 +8,15 @@ may be called with any sequence of limits: the commands are the same.
 import numpy as np
 
 from sim.kernels.dram_issue import accept, fall_due, find_best, has_room, idle_refreshes, issue_bank, issue_rank
+from sim.kernels.dram_peers import (
+    accept_dramsim3,
+    accept_ramulator,
+    at_rest,
+    fall_due_together,
+    release,
+    tick_dramsim3,
+    tick_ramulator,
+)
 from sim.kernels.dram_steady import leap
 from sim.kernels.dram_tables import (
     BANK_BITS,
@@ -17,15 +26,20 @@ from sim.kernels.dram_tables import (
     CLOCK,
     CURSOR,
     DATA_END,
+    DRAMSIM3,
     DUE,
+    FRFCFS,
     FRONT,
     IS_WRITE,
     LAST_READ_END,
+    LEFT,
+    MERGED,
     NEVER,
     OPEN,
     OWNER,
     QUEUED_R,
     QUEUED_W,
+    RAMULATOR,
     RD,
     RECHECK,
     REMAINING,
@@ -89,6 +103,16 @@ def complete(s, c, p, tick):
 
 
 @inlined
+def take_in(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
+    """Hand a request to the controller; False if it was answered from the write queue."""
+    if t.policy == RAMULATOR:
+        return accept_ramulator(t, x, bank, entry, count, burst, d, owner, tick)
+    if t.policy == DRAMSIM3:
+        return accept_dramsim3(t, x, bank, entry, count, burst, d, owner, tick)
+    return accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick)
+
+
+@inlined
 def run_channel(t, s, c, until, settling, wait_room):
     """Simulate class `c` for all ticks below `until`, or up to the tick at which something asked for has happened.
 
@@ -119,21 +143,25 @@ def run_channel(t, s, c, until, settling, wait_room):
                 arrival = max(segment[VISIBLE, p], max(x[FRONT], now))
                 if t.front_ticks > 1:
                     arrival = -(-arrival // t.front_ticks) * t.front_ticks
-        if x[QUEUED_R] + x[QUEUED_W] == 0:
+        if x[QUEUED_R] + x[QUEUED_W] == 0 if t.policy == FRFCFS else at_rest(t, x):
             if arrival == NEVER and settling == 0:
                 tick = NEVER
                 break
             horizon = min(until, arrival)
             if x[DUE] < horizon:
                 idle_refreshes(t, x, ready, near, rank, ring, count, log, horizon)
-        if x[STALE] == 1:
+        if t.policy != FRFCFS:
+            x[STALE] = 0
+        elif x[STALE] == 1:
             find_best(t, x, bank, ready, near, rank, entry, now)
         tick = min(min(arrival, x[BEST_TICK]), x[DUE])
         if tick >= until or (stop and tick > now and settling == 0):
             break
         now = tick
         acted = True
-        if x[DUE] == tick:
+        if x[DUE] == tick and t.policy != FRFCFS:
+            fall_due_together(t, x, rank, tick)
+        elif x[DUE] == tick:
             fall_due(t, x, bank, ready, rank, entry, tick)
         elif arrival == tick:
             burst = segment[CURSOR, p]
@@ -153,7 +181,7 @@ def run_channel(t, s, c, until, settling, wait_room):
                 x[SEGMENTS] -= 1
                 x[SEGMENT] = p + 1 if p + 1 < segment.shape[1] else 0
             x[FRONT] = tick + t.front_ticks
-            queued = accept(t, x, bank, ready, near, rank, entry, count, burst, d, p, tick)
+            queued = take_in(t, x, bank, ready, near, rank, entry, count, burst, d, p, tick)
             if d == 1:
                 if complete(s, c, p, tick):
                     stop = True
@@ -161,26 +189,38 @@ def run_channel(t, s, c, until, settling, wait_room):
                 x[LAST_READ_END] = max(x[LAST_READ_END], tick + 1)
                 if complete(s, c, p, tick + 1):
                     stop = True
-        elif x[BEST] == RECHECK:
+        elif x[BEST] == RECHECK and t.policy == FRFCFS:
             x[STALE] = 1
         else:
             x[FRONT] = max(x[FRONT], tick + 1)
             at = x[BEST] & (2**BANK_BITS - 1)
             e = np.int64(-1)
             kind = np.int64(-1)
-            if x[BEST] >> CLASS_SHIFT == 0:
+            if t.policy == RAMULATOR:
+                e, kind = tick_ramulator(t, x, bank, ready, near, rank, ring, entry, count, log, tick)
+            elif t.policy == DRAMSIM3:
+                e, kind = tick_dramsim3(t, x, bank, ready, near, rank, ring, entry, count, log, tick)
+            elif x[BEST] >> CLASS_SHIFT == 0:
                 issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, at, tick)
             else:
                 kind = bank[WANT_R + x[SIDE], at]
                 e = issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, at, tick)
-            if e >= 0:
+            if wait_room >= 0 and (kind - RD == wait_room if t.policy == FRFCFS else x[LEFT] >> wait_room & 1 == 1):
+                stop = True
+            while e >= 0:
                 owner = entry[OWNER, e]
-                if kind - RD == wait_room:
-                    stop = True
                 if owner < 0:
-                    s.request_done[-1 - owner] = tick + t.read_ticks if kind == RD else tick
+                    if kind == RD:
+                        s.request_done[-1 - owner] = tick + t.read_ticks
+                    elif t.policy != DRAMSIM3:
+                        s.request_done[-1 - owner] = tick
                 elif kind == RD and complete(s, c, owner, tick + t.read_ticks):
                     stop = True
+                if t.policy != DRAMSIM3:
+                    break
+                e = entry[MERGED, e]
+                if e >= 0:
+                    release(x, entry, e)
     if acted:
         x[CLOCK] = now + 1
     # After an early return the caller may hand over work for any tick from now on.
@@ -236,16 +276,19 @@ def standby(t, s, c, tick):
 def offer(t, s, c, burst, is_write, request, tick):
     """Offer one request of a trace to class `c`, which has simulated all ticks below `tick`; False if refused.
 
-    `s.request_done[request]` gets the tick of the last data beat (read) or of the command (write).
+    `s.request_done[request]` gets the tick of the last data beat (read) or of the command (write;
+    under DRAMsim3's policy the clock after it was accepted).
     """
     x = s.scalar[c]
     if not has_room(t, x, is_write):
         return False
     x[CLOCK] = max(x[CLOCK], tick)
-    if not accept(
+    if not take_in(
         t, x, s.bank[c], s.ready[c], s.near[c], s.rank[c], s.entry[c], s.count[c], burst, is_write, -1 - request, tick
     ):
         s.request_done[request] = tick + 1
         if is_write == 0:
             x[LAST_READ_END] = max(x[LAST_READ_END], tick + 1)
+    elif is_write == 1 and t.policy == DRAMSIM3:
+        s.request_done[request] = tick + 1
     return True

@@ -129,9 +129,7 @@ def choose_mode(t, x):
 @inlined
 def has_room(t, x, d):
     """Whether the read (d = 0) or write (d = 1) queue takes another request."""
-    if d == 0:
-        return x[QUEUED_R] < t.read_entries
-    return x[QUEUED_W] < t.write_entries
+    return x[QUEUED_R + d] < (t.read_entries if d == 0 else t.write_entries) and x[FREE_R + d] >= 0
 
 
 @inlined

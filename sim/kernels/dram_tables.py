@@ -31,7 +31,11 @@ WAITING_REFRESH, DUE, LAST_READ_END, BEST_TICK, BEST, STALE = 15, 16, 17, 18, 19
 MARK, MARK_TICK, MARK_BURST, MARK_ERA = 21, 22, 23, 24
 # Direction that the next command serves, the entry past the age limit (-1: none), no later than the next one will be.
 SIDE, OVERDUE, URGENT_FROM = 25, 26, 27
-N_SCALARS = 28
+# Of the other simulators' controllers: requests beyond the queues, queues that one left in the last clock (bits),
+# writes of the batch still to move, bank last served in turn, and the transaction queues.
+HELD, LEFT, DRAINING, POINTER = 28, 29, 30, 31
+TRANS_HEAD_R, TRANS_HEAD_W, TRANS_TAIL_R, TRANS_TAIL_W = 32, 33, 34, 35
+N_SCALARS = 36
 
 # Per bank (`ChannelState.bank`): open row (-1: closed), column commands since ACT, request lists and, for either
 # direction, what the bank's best request wants: command, entry, its order among commands that are ready at once (class,
@@ -39,7 +43,9 @@ N_SCALARS = 28
 # stand in `near`.
 ROW, STREAK, HEAD_R, HEAD_W, TAIL_R, TAIL_W, HIT_R, HIT_W = 0, 1, 2, 3, 4, 5, 6, 7
 WANT_R, WANT_W, PICK_R, PICK_W, ORDER_R, ORDER_W, FROM_R, FROM_W, NEAR_R, NEAR_W = 8, 9, 10, 11, 12, 13, 14, 15, 16, 17
-N_BANK = 18
+# Of the other simulators' controllers: first requests to other rows, request the row was opened for, queue length.
+MISS_R, MISS_W, ACTIVE, DEPTH = 18, 19, 20, 21
+N_BANK = 22
 FAR = 2**59
 
 # The next command is the least of (ticks from now, class, age, bank) packed into one integer: refresh commands have
@@ -60,7 +66,8 @@ N_RANK = 7
 
 # Per queue entry (`ChannelState.entry`).
 ADDRESS, ENTRY_ROW, ENTRY_BANK, AGE, OWNER, ARRIVAL, FORWARD, BACK, TOUCHED = 0, 1, 2, 3, 4, 5, 6, 7, 8
-N_ENTRY = 9
+MERGED, IS_A_WRITE = 9, 10  # next request served along with this one; direction
+N_ENTRY = 11
 
 # Per segment of the ring (`ChannelState.segment`). WANTED: bursts not yet served.
 CURSOR, REMAINING, IS_WRITE, TASK, VISIBLE, WANTED, DATA_END = 0, 1, 2, 3, 4, 5, 6
@@ -101,6 +108,9 @@ class DramTables(NamedTuple):
     policy: int
     read_entries: int
     write_entries: int
+    bank_entries: int
+    read_pool: int  # entries there are for reads and writes, in the queues and beyond
+    write_pool: int
     cap: int
     age_limit: int
     drain_high: int
