@@ -159,6 +159,7 @@ def _check_buses(memory: Memory, log: Log, add: object) -> None:
     for bus in (column, ~column) if memory.buses == 2 else (np.ones_like(column),):
         on = np.flatnonzero(bus)
         add(on[1:][log.tick[on[1:]] < log.tick[on[:-1]] + ticks[on[:-1]]], "the command bus is taken")
+    add(np.flatnonzero(column & (log.tick % memory.clock_ticks != 0)), "column commands start with a clock")
     latency = np.where(log.kind == COMMANDS.index("RD"), memory.timings["CL"], memory.timings["CWL"])
     for p in np.unique(log.pseudo):
         moves = np.flatnonzero(column & (log.pseudo == p))

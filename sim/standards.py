@@ -32,6 +32,7 @@ COMMANDS: Final = ("ACT", "PRE", "RD", "WR", "PREA", "REF", "REFpb", "REFsb")
 """In the order of the kernel's command numbers."""
 
 RANK_COMMANDS: Final = frozenset({"PREA", "REF"})
+COLUMN_COMMANDS: Final = frozenset({"RD", "WR"})
 
 LEVELS: Final[Mapping[str, tuple[int, ...]]] = {
     "bank": (),
@@ -69,6 +70,17 @@ class Policy(StrEnum):
     """Scheduler of the controller."""
 
     FRFCFS = "frfcfs"
+
+
+class PowerDown(StrEnum):
+    """What a rank whose banks are all closed does, for its energy: stand by, power down, or refresh itself.
+
+    Entering and leaving take no time in this model, so the two latter are what a controller can save at most.
+    """
+
+    NONE = "none"
+    FAST = "fast"
+    SELF_REFRESH = "self_refresh"
 
 
 class Refresh(StrEnum):
@@ -110,7 +122,11 @@ class Organisation(Strict):
 
 
 class Currents(Strict):
-    """Supply and currents of one device, in the data sheet's names; `devices` of them make a rank."""
+    """Supply and currents of one device, in the data sheet's names; `devices` of them make a rank.
+
+    IDD5AB: refresh of all banks. IDD5PB: of one bank, or one of every group. IDD2P, IDD3P, IDD6: closed and open power-down,
+    self refresh.
+    """
 
     VDD: Voltage
     devices: Annotated[int, Field(gt=0, le=64)]
@@ -121,6 +137,18 @@ class Currents(Strict):
     IDD4W: Current
     IDD5AB: Current
     IDD5PB: Current | None = None
+    IDD2P: Current | None = None
+    IDD3P: Current | None = None
+    IDD6: Current | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Currents:
+        for name, floor in (
+            ("IDD3N", "IDD2N"), ("IDD4R", "IDD3N"), ("IDD4W", "IDD3N"), ("IDD5AB", "IDD3N"), ("IDD5PB", "IDD2N"),
+        ):  # fmt: skip
+            if (current := getattr(self, name)) is not None and current < getattr(self, floor):
+                raise ValueError(f"{name} is below {floor}, so that what it measures would yield energy")
+        return self
 
 
 class Controller(Strict):
@@ -132,6 +160,7 @@ class Controller(Strict):
     drain_high: Entries
     drain_low: Annotated[int, Field(ge=0, le=1024)]
     cap: Annotated[int, Field(gt=0, le=2**31)]
+    power_down: PowerDown = PowerDown.NONE
 
     @model_validator(mode="after")
     def _check(self) -> Controller:
@@ -177,10 +206,23 @@ class Memory(Strict):
                 raise ValueError(f"timings.{name} is missing")
         if self.refresh is not Refresh.NONE and self.timings["tREFI"] <= 2 * self.timings["tRFC"]:
             raise ValueError("timings.tREFI must be more than twice tRFC")
-        for command in self.command_ticks:
+        if self.clock_ticks & (self.clock_ticks - 1):
+            raise ValueError(f"clock_ticks is {self.clock_ticks}, but must be a power of two")
+        for command, ticks in self.command_ticks.items():
             if command not in COMMANDS:
                 raise ValueError(f"command_ticks: {not_among('command', command, COMMANDS)}")
-        _ = self.rule_rows, self.fields
+            if ticks < 1:
+                raise ValueError(f"command_ticks.{command} is {ticks}, but a command takes at least one tick")
+        for rule in self.rule_rows:
+            if rule.before in COLUMN_COMMANDS and rule.after in COLUMN_COMMANDS and rule.gap % self.clock_ticks:
+                raise ValueError(
+                    f"rules: {rule.before} to {rule.after} is {rule.gap} ticks, but column commands start with a clock, "
+                    f"of {self.clock_ticks} ticks"
+                )
+        needed = {PowerDown.FAST: "IDD2P", PowerDown.SELF_REFRESH: "IDD6"}.get(self.controller.power_down)
+        if needed and getattr(self.currents, needed) is None:
+            raise ValueError(f"controller.power_down: {self.controller.power_down} needs currents.{needed}")
+        _ = self.fields
         return self
 
     @property
