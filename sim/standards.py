@@ -43,7 +43,10 @@ LEVELS: Final[Mapping[str, tuple[int, ...]]] = {
     "other_rank": (2,),
     "other_pseudo_channel": (3,),
 }
-"""Level of a rule: the relations of two bank groups that it covers (same, same rank, same pseudo-channel, other)."""
+"""Level of a rule: the relations of two bank groups that it covers (same, same rank, same pseudo-channel, other).
+
+A same-bank refresh (REFsb) concerns one bank of every group: its rules at level bank hold for each of them.
+"""
 
 FIELDS: Final = {"ch": "channels", "pc": "pseudo_channels", "ra": "ranks", "bg": "bank_groups", "ba": "banks",
                  "ro": "rows", "co": "columns"}  # fmt: skip
@@ -293,6 +296,8 @@ class Memory(Strict):
                             raise ValueError(f"rules.{i}: {not_among('command', str(command), COMMANDS)}")
                         if command in RANK_COMMANDS and level in ("bank", "bank_group"):
                             raise ValueError(f"rules.{i}: {command} concerns a whole rank, so its rules start at rank")
+                        if command == "REFsb" and level == "bank_group":
+                            raise ValueError(f"rules.{i}: REFsb concerns every bank group, so its level is bank, or rank and above")
                     if window > 1 and level == "bank":
                         raise ValueError(f"rules.{i}: a window must span more than a bank")
                     rows.append(Rule(level, first, second, ticks, window))

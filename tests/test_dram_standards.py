@@ -27,6 +27,14 @@ GIB = 1 << 30
         ("hbm2-pc-matched", 16, GIB // 4, Fraction(1000)),
         ("hbm2-neupims", 32, GIB, Fraction(1000)),
         ("hbm-onnxim", 38.4, GIB // 2, Fraction(2500, 3)),
+        ("ddr5-4800", 19.2, 8 * GIB, Fraction(1250, 3)),
+        ("ddr5-6400", 25.6, 8 * GIB, Fraction(625, 2)),
+        ("hbm2e", 28.8, GIB, Fraction(5000, 9)),
+        ("hbm3", 25.6, GIB // 2, Fraction(625, 2)),
+        ("hbm3e", 36.8, GIB, Fraction(5000, 23)),
+        ("lpddr4x", 8.532, 2 * GIB, Fraction(10**6, 2133)),
+        ("lpddr5-6400", 12.8, GIB, Fraction(1250)),
+        ("gddr6", 28, GIB // 2, Fraction(4000, 7)),
     ],
 )
 def test_what_ships(name: str, peak_gb: float, capacity: int, period_ps: Fraction) -> None:
@@ -100,12 +108,27 @@ def test_decoding(mapping: str) -> None:
         ({"rules": [["bank", "ACT", "RD", "CL - 50"]]}, "the gap CL - 50 is -36 ticks, but must not be negative"),
         ({"rules": [["bank", "PREA", "ACT", 3]]}, "PREA concerns a whole rank"),
         ({"rules": [["bank", "ACT", "RD"]]}, "rules.0"),
+        ({"rules": [["bank_group", "REFsb", "ACT", 3]]}, "REFsb concerns every bank group"),
         ({"colour": 3}, "unknown key 'colour'"),
+        ({"clock_ticks": 3}, "clock_ticks is 3, but must be a power of two"),
+        ({"clock_ticks": 4}, "RD to RD is 2 ticks, but column commands start with a clock, of 4 ticks"),
+        ({"command_ticks": {"ACT": 0}}, "command_ticks.ACT is 0, but a command takes at least one tick"),
+        ({"command_ticks": {"ACTIVATE": 1}}, "unknown command 'ACTIVATE'"),
+        ({"currents.IDD4R": "20 mA"}, "IDD4R is below IDD3N"),
+        ({"currents.IDD5PB": "5 mA"}, "IDD5PB is below IDD2N"),
+        ({"controller.power_down": "deep"}, "none"),
     ],
 )
 def test_refusals(overrides: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_memory("hbm2", overrides)
+
+
+def test_a_power_down_needs_its_current() -> None:
+    for state, current in (("fast", "IDD2P"), ("self_refresh", "IDD6")):
+        assert load_memory("hbm2", {"controller.power_down": state}).controller.power_down == state
+        with pytest.raises(ConfigError, match=f"controller.power_down: {state} needs currents.{current}"):
+            load_memory("hbm2", {"controller.power_down": state, f"currents.{current}": None})
 
 
 def test_channel_field() -> None:
