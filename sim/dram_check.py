@@ -109,7 +109,9 @@ def _columns(memory: Memory, log: NDArray[np.int64]) -> Log:
         wrong = np.flatnonzero((column < low) | (column >= high))
         if len(wrong):
             i = int(wrong[0])
-            raise ConfigError(f"entry {i + 1} of the command log has {name} {int(column[i])}, of which there are {high}")
+            raise ConfigError(
+                f"entry {i + 1} of the command log has {name} {int(column[i])}, of which there are {high}"
+            )
     group_id = np.where(all_banks | same_bank, -1, rank * o.bank_groups + group)
     bank_id = np.where(all_banks | same_bank, -1, group_id * o.banks + bank)
     return Log(kind, tick, rank, group_id, bank_id, row, rank // o.ranks, bank)

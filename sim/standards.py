@@ -128,7 +128,7 @@ class Currents(Strict):
     """Supply and currents of one device, in the data sheet's names; `devices` of them make a rank.
 
     IDD5AB: refresh of all banks. IDD5PB: of one bank, or one of every group. IDD2P, IDD3P, IDD6: closed and open power-down,
-    self refresh.
+    self refresh. IDD3N_one: active standby with one bank open, where IDD3N is that of so many that IDD0 is not above it.
     """
 
     VDD: Voltage
@@ -139,6 +139,7 @@ class Currents(Strict):
     IDD4R: Current
     IDD4W: Current
     IDD5AB: Current
+    IDD3N_one: Current | None = None
     IDD5PB: Current | None = None
     IDD2P: Current | None = None
     IDD3P: Current | None = None
@@ -222,6 +223,11 @@ class Memory(Strict):
                     f"rules: {rule.before} to {rule.after} is {rule.gap} ticks, but column commands start with a clock, "
                     f"of {self.clock_ticks} ticks"
                 )
+        if {"tRAS", "tRP"} <= set(self.timings) and self.activation_charge <= 0:
+            raise ValueError(
+                "currents: an activation would yield energy, as IDD0 is too low for this IDD3N; if that is with all banks "
+                "open, IDD3N_one must say how much it is with one"
+            )
         needed = {PowerDown.FAST: "IDD2P", PowerDown.SELF_REFRESH: "IDD6"}.get(self.controller.power_down)
         if needed and getattr(self.currents, needed) is None:
             raise ValueError(f"controller.power_down: {self.controller.power_down} needs currents.{needed}")
@@ -264,6 +270,13 @@ class Memory(Strict):
         """Contiguous bytes of one channel before the next channel's begin."""
         return self.burst_bytes << self.channel_position
 
+    @property
+    def activation_charge(self) -> float:
+        """Of one device's activation with its precharge, above standby: IDD0 tRC less what would flow without, in A ticks."""
+        c, open_ticks, closed_ticks = self.currents, self.timings["tRAS"], self.timings["tRP"]
+        standby = c.IDD3N if c.IDD3N_one is None else c.IDD3N_one
+        return c.IDD0 * (open_ticks + closed_ticks) - standby * open_ticks - c.IDD2N * closed_ticks
+
     def timing_ps(self, name: str) -> float:
         """A timing of the table, in picoseconds."""
         return float(self.timings[name] * self.period)
@@ -297,7 +310,9 @@ class Memory(Strict):
                         if command in RANK_COMMANDS and level in ("bank", "bank_group"):
                             raise ValueError(f"rules.{i}: {command} concerns a whole rank, so its rules start at rank")
                         if command == "REFsb" and level == "bank_group":
-                            raise ValueError(f"rules.{i}: REFsb concerns every bank group, so its level is bank, or rank and above")
+                            raise ValueError(
+                                f"rules.{i}: REFsb concerns every bank group, so its level is bank, or rank and above"
+                            )
                     if window > 1 and level == "bank":
                         raise ValueError(f"rules.{i}: a window must span more than a bank")
                     rows.append(Rule(level, first, second, ticks, window))

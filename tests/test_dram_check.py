@@ -106,7 +106,9 @@ def test_refresh_of_one_bank() -> None:
     assert violations("hbm2", [*clean[:2], (ACT, 159, 0, 1, 2, 5)]) == (
         "ACT at tick 159: less than 160 ticks after REFpb in the same bank",
     )
-    assert violations("hbm2", [(ACT, 0, 0, 1, 2, 5), (PB, 200, 0, 1, 2, -1)]) == ("REFpb at tick 200: bank 6 has a row open",)
+    assert violations("hbm2", [(ACT, 0, 0, 1, 2, 5), (PB, 200, 0, 1, 2, -1)]) == (
+        "REFpb at tick 200: bank 6 has a row open",
+    )
     assert violations("hbm2", [(ACT, 0, 0, 1, 2, 5), (PB, 200, 0, 1, 3, -1)]) == ()
 
 
@@ -142,7 +144,9 @@ def test_column_commands_start_with_a_clock() -> None:
 
 
 def test_commands_of_several_ticks_hold_their_bus() -> None:
-    assert violations("hbm3", [(ACT, 0, 0, 0, 0, 1), (PRE, 2, 1, 0, 0, 1)]) == ("PRE at tick 2: the command bus is taken",)
+    assert violations("hbm3", [(ACT, 0, 0, 0, 0, 1), (PRE, 2, 1, 0, 0, 1)]) == (
+        "PRE at tick 2: the command bus is taken",
+    )
     assert violations("hbm3", [(ACT, 0, 0, 0, 0, 1), (PRE, 3, 1, 0, 0, 1)]) == ()
 
 

@@ -111,7 +111,7 @@ def test_decoding(mapping: str) -> None:
         ({"rules": [["bank_group", "REFsb", "ACT", 3]]}, "REFsb concerns every bank group"),
         ({"colour": 3}, "unknown key 'colour'"),
         ({"clock_ticks": 3}, "clock_ticks is 3, but must be a power of two"),
-        ({"clock_ticks": 4}, "RD to RD is 2 ticks, but column commands start with a clock, of 4 ticks"),
+        ({"clock_ticks": 4}, "WR to RD is 15 ticks, but column commands start with a clock, of 4 ticks"),
         ({"command_ticks": {"ACT": 0}}, "command_ticks.ACT is 0, but a command takes at least one tick"),
         ({"command_ticks": {"ACTIVATE": 1}}, "unknown command 'ACTIVATE'"),
         ({"currents.IDD4R": "20 mA"}, "IDD4R is below IDD3N"),
