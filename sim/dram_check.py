@@ -3,8 +3,8 @@
 It reads the table as it stands in the YAML file, not the kernel's compiled form, and works per rule over sorted arrays:
 for every command, the latest earlier commands that the rule speaks of. Besides the rules it checks what they take for
 granted: rows open before columns, no row opened twice, closed banks before refreshes, one command at a time on each
-command bus, one burst at a time on the data bus, and refreshes that come in time. A same-bank refresh (REFsb: a rank and a
-bank number, in any group's place) concerns that bank of every group; its rules at level bank each of them.
+command bus, one burst at a time on the data bus, and refreshes that come in time. A same-bank refresh (REFsb: a rank
+and a bank number, whatever the group) concerns that bank of every group; its rules at level bank each of them.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Log(NamedTuple):
 def check_log(memory: Memory, log: NDArray[np.int64]) -> Violations:
     """Count the violations of one channel's log, in issue order: [commands, (kind, tick, rank, group, bank, row)].
 
-    A command that breaks several rules counts once for each. Raises ConfigError for a log that is none: wrong columns, an
-    unknown command, or a place beyond the memory.
+    A command that breaks several rules counts once for each. Raises ConfigError for a log that is none: wrong columns,
+    an unknown command, or a place beyond the memory.
     """
     import numpy as np
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class DramEnergies:
     """Of one rank, all its devices together: picojoules by command class and milliwatts by standby state.
 
-    bank_pj: of `command_pj`, what stays within the bank: all of an activation and of a bank's refresh, and the part of a
-    read or write between the cells and the edge of the bank (the family's `bank` term). Empty without a known family.
+    bank_pj: of `command_pj`, what stays within the bank: all of an activation and of a bank's refresh, and the part of
+    a read or write between the cells and the edge of the bank (the family's `bank` term). Empty without a known family.
     """
 
     command_pj: dict[str, float]

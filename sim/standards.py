@@ -127,8 +127,8 @@ class Organisation(Strict):
 class Currents(Strict):
     """Supply and currents of one device, in the data sheet's names; `devices` of them make a rank.
 
-    IDD5AB: refresh of all banks. IDD5PB: of one bank, or one of every group. IDD2P, IDD3P, IDD6: closed and open power-down,
-    self refresh. IDD3N_one: active standby with one bank open, where IDD3N is that of so many that IDD0 is not above it.
+    IDD5AB: refresh of all banks. IDD5PB: of one bank, or one of every group. IDD2P, IDD3P, IDD6: closed and open
+    power-down, self refresh. IDD3N_one: active standby with one bank open, where IDD3N is with all of them open.
     """
 
     VDD: Voltage
@@ -220,13 +220,15 @@ class Memory(Strict):
         for rule in self.rule_rows:
             if rule.before in COLUMN_COMMANDS and rule.after in COLUMN_COMMANDS and rule.gap % self.clock_ticks:
                 raise ValueError(
-                    f"rules: {rule.before} to {rule.after} is {rule.gap} ticks, but column commands start with a clock, "
-                    f"of {self.clock_ticks} ticks"
+                    f"rules: {rule.before} to {rule.after} is {rule.gap} ticks, but column commands start with a "
+                    f"clock, of {self.clock_ticks} ticks"
                 )
+        if self.refresh is not Refresh.NONE and not any((r.before, r.after) == ("REF", "ACT") for r in self.rule_rows):
+            raise ValueError(f"refresh: {self.refresh} needs the command REF, for which there are no rules")
         if {"tRAS", "tRP"} <= set(self.timings) and self.activation_charge <= 0:
             raise ValueError(
-                "currents: an activation would yield energy, as IDD0 is too low for this IDD3N; if that is with all banks "
-                "open, IDD3N_one must say how much it is with one"
+                "currents: an activation would yield energy, as IDD0 is too low for this IDD3N; if that is with all "
+                "banks open, IDD3N_one must say how much it is with one"
             )
         needed = {PowerDown.FAST: "IDD2P", PowerDown.SELF_REFRESH: "IDD6"}.get(self.controller.power_down)
         if needed and getattr(self.currents, needed) is None:
@@ -272,7 +274,7 @@ class Memory(Strict):
 
     @property
     def activation_charge(self) -> float:
-        """Of one device's activation with its precharge, above standby: IDD0 tRC less what would flow without, in A ticks."""
+        """Of one device's activation with its precharge, above standby, in ampere ticks."""
         c, open_ticks, closed_ticks = self.currents, self.timings["tRAS"], self.timings["tRP"]
         standby = c.IDD3N if c.IDD3N_one is None else c.IDD3N_one
         return c.IDD0 * (open_ticks + closed_ticks) - standby * open_ticks - c.IDD2N * closed_ticks

@@ -24,8 +24,8 @@ SYSTEMS = {
     "ds3_hbm2": ("hbm2-neupims", {}),
     "ds3_hbm2pc_m": ("hbm2-pc-matched", WIDE),
 }
-"""The memory whose currents and timings each system had: DRAMsim3 rounds DDR4's clock period to 0.63 ns, and its matched
-HBM2 charges the currents of 128 bit to every channel of 64 bit.
+"""The memory whose currents and timings each system had: DRAMsim3 rounds DDR4's clock period to 0.63 ns, and its
+matched HBM2 charges the currents of 128 bit to every channel of 64 bit.
 """
 STANDARDS = ("ddr4-3200", "ddr5-4800", "ddr5-6400", "hbm2", "hbm2e", "hbm3", "hbm3e", "lpddr4x", "lpddr5-6400", "gddr6")
 

@@ -216,7 +216,7 @@ def test_equals_the_plain_twin(name: str) -> None:
 def serve(
     memory: Memory, work: list[tuple[int, int, int, int]], log: int = 0
 ) -> tuple[Any, Any, list[tuple[int, int]]]:
-    """Tables, state and completions (task, tick) of a channel that served (first burst, bursts, is_write, tick) rows."""
+    """Tables, state and completions (task, tick) of a channel that served (first burst, bursts, is_write, tick)."""
     t = compile_memory(memory)
     s = new_state(t, 1, len(work) + 1, log=log)
     for task, (lo, n, is_write, tick) in enumerate(work):
