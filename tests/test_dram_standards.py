@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.config import ConfigError
+from sim.config import ConfigError, parse_yaml
 from sim.expression import evaluate
 from sim.kernels.dram_tables import bank_and_row
 from sim.standards import Memory, compile_memory, load_memory, split_range
@@ -155,6 +156,47 @@ def test_base(tmp_path: Path) -> None:
     path.write_text(f"schema: opcycle/memory/1\nname: mine\nbase: {path}\n", encoding="ascii")
     with pytest.raises(ConfigError, match="is based on itself"):
         load_memory(path)
+
+
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "memory.md").read_text(encoding="utf-8")
+
+
+def test_the_file_that_the_docs_show(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```yaml\n(schema: .*?)```", DOCUMENT, re.DOTALL)
+    path = tmp_path / "slow.yaml"
+    path.write_text(shown, encoding="ascii")
+    slow, base = load_memory(path), load_memory("hbm3")
+    assert slow.timings == {**base.timings, "tRFC": 1760}
+    assert slow.controller.power_down == "fast"
+
+
+def test_the_rules_that_the_docs_show() -> None:
+    (shown,) = re.findall(r"```yaml\n(rules:.*?)```", DOCUMENT, re.DOTALL)
+    rules = parse_yaml(shown).data["rules"]
+    rows = load_memory("ddr4-3200").rule_rows
+    assert {row[:3] for row in load_memory("ddr4-3200", {"rules": rules, "refresh": "none"}).rule_rows} <= {
+        row[:3] for row in rows
+    }
+    both = load_memory("lpddr5-6400", {"command_ticks": "{ACT: 2, RD: 2, WR: 2}"})
+    assert both.command_ticks == {"ACT": 2, "RD": 2, "WR": 2}
+
+
+def test_the_memories_that_the_docs_list() -> None:
+    table = DOCUMENT.partition("<!-- memories -->")[2].partition("<!-- end memories -->")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "`" in line]
+    assert len(rows) == 10
+    for name, _, peak, capacity, share, *streams in rows:
+        memory = load_memory(name.strip("`"))
+        refresh = memory.timings["tRFC"] / memory.timings["tREFI"]
+        assert peak == f"{memory.channel_peak_bytes_per_s / 1e9:.4g}"
+        assert capacity == f"{memory.capacity_bytes_per_channel / GIB:g}"
+        assert share == f"{100 * refresh:.1f} %"
+        for cell in streams:
+            reached = float(cell.partition("(")[2].split()[0])
+            assert reached >= 95
+            assert float(cell.split()[0]) == pytest.approx(reached * (1 - refresh), abs=0.1)
+    shipped = {path.stem for path in (Path(__file__).parent.parent / "hwconfigs" / "memories").glob("*.yaml")}
+    assert {name for name in shipped if f"`{name}`" not in DOCUMENT} == set()
 
 
 def test_memory_is_frozen() -> None:
