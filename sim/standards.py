@@ -159,12 +159,12 @@ class Controller(Strict):
     """Scheduler, queue depths, write drain marks, and row hits served in a row while an older request waits."""
 
     policy: Policy
+    power_down: PowerDown = PowerDown.NONE
     read_queue: Entries
     write_queue: Entries
     drain_high: Entries
     drain_low: Annotated[int, Field(ge=0, le=1024)]
     cap: Annotated[int, Field(gt=0, le=2**31)]
-    power_down: PowerDown = PowerDown.NONE
 
     @model_validator(mode="after")
     def _check(self) -> Controller:
