@@ -2,8 +2,9 @@
 
 It reads the table as it stands in the YAML file, not the kernel's compiled form, and works per rule over sorted arrays:
 for every command, the latest earlier commands that the rule speaks of. Besides the rules it checks what they take for
-granted: rows open before columns, no row opened twice, one command at a time on each command bus, one burst at a time
-on the data bus, and refreshes that come in time.
+granted: rows open before columns, no row opened twice, closed banks before refreshes, one command at a time on each
+command bus, one burst at a time on the data bus, and refreshes that come in time. A same-bank refresh (REFsb: a rank
+and a bank number, whatever the group) concerns that bank of every group; its rules at level bank each of them.
 """
 
 from __future__ import annotations
@@ -11,13 +12,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from sim.standards import COMMANDS, Memory, Refresh, Rule
+from sim.errors import ConfigError
+from sim.standards import COMMANDS, RANK_COMMANDS, Memory, Refresh, Rule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
+    Add = Callable[[NDArray[np.int64], str], None]
+
 EXAMPLES = 10
+ONE_BANK, SAME_BANK = COMMANDS.index("REFpb"), COMMANDS.index("REFsb")
+OF_ROWS = tuple(COMMANDS.index(name) for name in ("ACT", "RD", "WR"))
 POSTPONED = 9
 """Longest time between two refreshes of a rank, in intervals: JEDEC lets a controller postpone eight."""
 
@@ -31,7 +39,10 @@ class Violations:
 
 
 class Log(NamedTuple):
-    """A command log by column, with the numbers of what each command concerns within its channel."""
+    """A command log by column, with the numbers of what each command concerns within its channel.
+
+    group and bank are -1 where a command concerns several; `number` is the bank's within its group.
+    """
 
     kind: NDArray[np.int64]
     tick: NDArray[np.int64]
@@ -40,40 +51,84 @@ class Log(NamedTuple):
     bank: NDArray[np.int64]
     row: NDArray[np.int64]
     pseudo: NDArray[np.int64]
+    number: NDArray[np.int64]
 
 
 def check_log(memory: Memory, log: NDArray[np.int64]) -> Violations:
-    """Count the violations of one channel's log, in issue order: [commands, (kind, tick, rank, group, bank, row)]."""
+    """Count the violations of one channel's log, in issue order: [commands, (kind, tick, rank, group, bank, row)].
+
+    A command that breaks several rules counts once for each. Raises ConfigError for a log that is none: wrong columns,
+    an unknown command, or a place beyond the memory.
+    """
     import numpy as np
 
-    o = memory.organisation
-    kind, tick, rank, group, bank, row = (np.ascontiguousarray(column) for column in log.T.astype(np.int64))
-    group_id = np.where(group >= 0, rank * o.bank_groups + group, -1)
-    bank_id = np.where(bank >= 0, group_id * o.banks + bank, -1)
-    columns = Log(kind, tick, rank, group_id, bank_id, row, rank // o.ranks)
+    columns = _columns(memory, log)
+    kind, tick = columns.kind, columns.tick
     found: list[tuple[int, str]] = []
+    counts: list[int] = []
 
     def add(bad: NDArray[np.int64], text: str) -> None:
         found.extend((int(i), f"{COMMANDS[kind[i]]} at tick {int(tick[i])}: {text}") for i in bad[:EXAMPLES])
         counts.append(len(bad))
 
-    counts: list[int] = []
     add(np.flatnonzero(np.diff(tick, prepend=tick[:1]) < 0), "comes before its predecessor in the log")
+    parts = _each_bank(memory, columns)
+    ranks = memory.organisation.pseudo_channels * memory.organisation.ranks
     for rule in memory.rule_rows:
-        for bad in _broken(rule, columns, o.pseudo_channels * o.ranks):
+        view, place = parts if rule.level == "bank" else (columns, None)
+        for broken in _broken(rule, view, ranks):
+            bad = broken if place is None else np.unique(place[broken])
             span = f"the {rule.window}th last {rule.before}" if rule.window > 1 else rule.before
             add(bad, f"less than {rule.gap} ticks after {span} in the same {rule.level}".replace("same other", "other"))
-    _check_rows(columns, o.bank_groups * o.banks, add)
+    _check_rows(memory, columns, add)
     _check_buses(memory, columns, add)
     if memory.refresh is not Refresh.NONE:
-        limit = POSTPONED * memory.timings["tREFI"]
-        for r in range(o.pseudo_channels * o.ranks):
-            at = np.flatnonzero((kind == COMMANDS.index("REF")) & (rank == r))
-            add(at[np.diff(tick[at], prepend=0) > limit], f"more than {limit} ticks after the last refresh of the rank")
-            if len(tick) and tick[-1] - (tick[at[-1]] if len(at) else 0) > limit:
-                add(np.array([len(tick) - 1]), f"rank {r} was not refreshed for more than {limit} ticks")
+        _check_refreshes(memory, columns, add)
     found.sort()
     return Violations(sum(counts), tuple(text for _, text in found[:EXAMPLES]))
+
+
+def _columns(memory: Memory, log: NDArray[np.int64]) -> Log:
+    """The log by column; every number in it must be one that the memory has."""
+    import numpy as np
+
+    o = memory.organisation
+    if log.ndim != 2 or log.shape[1] != 6:
+        raise ConfigError(f"a command log has six columns (kind, tick, rank, group, bank, row), not shape {log.shape}")
+    kind, tick, rank, group, bank, row = (np.ascontiguousarray(column) for column in log.T.astype(np.int64))
+    all_banks = np.isin(kind, [COMMANDS.index(name) for name in RANK_COMMANDS])
+    least = np.where(all_banks, -1, 0)
+    same_bank = kind == SAME_BANK
+    for name, column, low, high in (
+        ("command", kind, 0, len(COMMANDS)),
+        ("rank", rank, 0, o.pseudo_channels * o.ranks),
+        ("bank group", group, np.where(same_bank, -1, least), o.bank_groups),
+        ("bank", bank, least, o.banks),
+        ("row", row, np.where(np.isin(kind, OF_ROWS), 0, -1), o.rows),
+    ):
+        wrong = np.flatnonzero((column < low) | (column >= high))
+        if len(wrong):
+            i = int(wrong[0])
+            raise ConfigError(
+                f"entry {i + 1} of the command log has {name} {int(column[i])}, of which there are {high}"
+            )
+    group_id = np.where(all_banks | same_bank, -1, rank * o.bank_groups + group)
+    bank_id = np.where(all_banks | same_bank, -1, group_id * o.banks + bank)
+    return Log(kind, tick, rank, group_id, bank_id, row, rank // o.ranks, bank)
+
+
+def _each_bank(memory: Memory, log: Log) -> tuple[Log, NDArray[np.int64]]:
+    """The log with every same-bank refresh once for each bank group, and the position of each entry in `log`."""
+    import numpy as np
+
+    o = memory.organisation
+    position = np.repeat(np.arange(len(log.kind)), np.where(log.kind == SAME_BANK, o.bank_groups, 1))
+    wide = Log(*(column[position] for column in log))
+    same = np.flatnonzero(wide.kind == SAME_BANK)
+    group = wide.rank[same] * o.bank_groups + np.arange(len(same)) % o.bank_groups
+    bank = wide.bank.copy()
+    bank[same] = group * o.banks + wide.number[same]
+    return wide._replace(bank=bank), position
 
 
 def _broken(rule: Rule, log: Log, ranks: int) -> list[NDArray[np.int64]]:
@@ -109,17 +164,17 @@ def _too_soon(
     return second[valid & (log.tick[second] - log.tick[predecessor] < rule.gap)]
 
 
-def _check_rows(log: Log, banks_a_rank: int, add: object) -> None:
-    """Rows must be open for columns, closed for activations and refreshes."""
+def _check_rows(memory: Memory, log: Log, add: Add) -> None:
+    """Rows must be open for columns, closed for activations and for refreshes of their bank."""
     import numpy as np
 
-    assert callable(add)
+    o = memory.organisation
+    banks_a_rank = o.bank_groups * o.banks
     act, pre, rd, wr, prea, ref = (COMMANDS.index(name) for name in ("ACT", "PRE", "RD", "WR", "PREA", "REF"))
     size = len(log.tick) + 1
     for r in np.unique(log.rank):
         mine = np.flatnonzero(log.rank == r)
         all_banks = mine[log.kind[mine] == prea]
-        refreshes = mine[log.kind[mine] == ref]
         first = int(r) * banks_a_rank
         own = mine[np.isin(log.kind[mine], (act, pre))]
         position = np.concatenate([own, np.repeat(all_banks, banks_a_rank)])
@@ -144,21 +199,49 @@ def _check_rows(log: Log, banks_a_rank: int, add: object) -> None:
         add(acts[state(acts, log.bank[acts]) >= 0], "the bank has a row open already")
         moves = mine[np.isin(log.kind[mine], (rd, wr))]
         add(moves[state(moves, log.bank[moves]) != log.row[moves]], "the row is not open")
-        for b in range(first, first + banks_a_rank):
-            open_row = state(refreshes, np.full(len(refreshes), b))
-            add(refreshes[open_row >= 0], f"bank {b} has a row open")
+        for number in range(banks_a_rank):
+            inside = number % o.banks
+            refreshes = mine[
+                (log.kind[mine] == ref)
+                | (log.bank[mine] == first + number) & (log.kind[mine] == ONE_BANK)
+                | (log.kind[mine] == SAME_BANK) & (log.number[mine] == inside)
+            ]
+            open_row = state(refreshes, np.full(len(refreshes), first + number))
+            add(refreshes[open_row >= 0], f"bank {first + number} has a row open")
 
 
-def _check_buses(memory: Memory, log: Log, add: object) -> None:
+def _check_refreshes(memory: Memory, log: Log, add: Add) -> None:
+    """Every rank, where single banks are refreshed every bank, must be refreshed in time."""
+    import numpy as np
+
+    o = memory.organisation
+    limit = POSTPONED * memory.timings["tREFI"]
+    banks_a_rank = o.bank_groups * o.banks
+    ref = COMMANDS.index("REF")
+    for r in range(o.pseudo_channels * o.ranks):
+        mine = log.rank == r
+        single = mine & np.isin(log.kind, (ONE_BANK, SAME_BANK))
+        for number in range(banks_a_rank if single.any() else 1):
+            bank = r * banks_a_rank + number
+            what = f"bank {bank}" if single.any() else f"rank {r}"
+            of_bank = (log.bank == bank) | (log.kind == SAME_BANK) & (log.number == number % o.banks)
+            at = np.flatnonzero((mine & (log.kind == ref)) | (single & of_bank))
+            late = at[np.diff(log.tick[at], prepend=0) > limit]
+            add(late, f"more than {limit} ticks after the last refresh of {what}")
+            if len(log.tick) and log.tick[-1] - (log.tick[at[-1]] if len(at) else 0) > limit:
+                add(np.array([len(log.tick) - 1]), f"{what} was not refreshed for more than {limit} ticks")
+
+
+def _check_buses(memory: Memory, log: Log, add: Add) -> None:
     """Commands must not overlap on a command bus, nor bursts on the data bus of a pseudo-channel."""
     import numpy as np
 
-    assert callable(add)
     ticks = np.array([memory.command_ticks.get(name, 1) for name in COMMANDS])[log.kind]
     column = np.isin(log.kind, (COMMANDS.index("RD"), COMMANDS.index("WR")))
     for bus in (column, ~column) if memory.buses == 2 else (np.ones_like(column),):
         on = np.flatnonzero(bus)
         add(on[1:][log.tick[on[1:]] < log.tick[on[:-1]] + ticks[on[:-1]]], "the command bus is taken")
+    add(np.flatnonzero(column & (log.tick % memory.clock_ticks != 0)), "column commands start with a clock")
     latency = np.where(log.kind == COMMANDS.index("RD"), memory.timings["CL"], memory.timings["CWL"])
     for p in np.unique(log.pseudo):
         moves = np.flatnonzero(column & (log.pseudo == p))

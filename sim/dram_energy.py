@@ -2,12 +2,13 @@
 
 A command costs what it draws above the standby current of the state that it happens in, times its duration; standby is
 charged for every rank and picosecond by state. Interface terms that no data-sheet current contains come from a table of
-memory families and stay rows of their own.
+memory families and stay rows of their own. What a command costs within its bank is known apart: a unit beside the bank
+pays that, and nothing of the way out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sim.energy_row import EnergyRow
@@ -21,18 +22,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DramEnergies:
-    """Of one rank, all its devices together: picojoules by command class and milliwatts by standby state."""
+    """Of one rank, all its devices together: picojoules by command class and milliwatts by standby state.
+
+    bank_pj: of `command_pj`, what stays within the bank: all of an activation and of a bank's refresh, and the part of
+    a read or write between the cells and the edge of the bank (the family's `bank` term). Empty without a known family.
+    """
 
     command_pj: dict[str, float]
     standby_mw: dict[str, float]
+    bank_pj: dict[str, float]
 
 
 COMMAND_CLASSES = (
-    ("activate", ("ACT",), "VDD x (IDD0 (tRAS + tRP) - IDD3N tRAS - IDD2N tRP), activate with its precharge"),
+    (
+        "activate",
+        ("ACT",),
+        "VDD x (IDD0 (tRAS + tRP) - IDD3N tRAS - IDD2N tRP), with IDD3N_one where given; with its precharge",
+    ),
     ("read", ("RD", "RDA"), "VDD x (IDD4R - IDD3N) x burst"),
     ("write", ("WR", "WRA"), "VDD x (IDD4W - IDD3N) x burst"),
     ("refresh all banks", ("REF", "REFab"), "VDD x (IDD5AB - IDD3N) x tRFC"),
-    ("refresh one bank", ("REFpb", "REFsb"), "VDD x (IDD5PB - IDD3N) x tRFC of one bank"),
+    ("refresh one bank", ("REFpb", "REFsb"), "VDD x (IDD5PB - IDD2N) x tRFCpb, or tRFCsb for one bank of every group"),
 )
 """Rows of an account: name, the commands that it counts, and how one is worked out. A precharge is paid with its
 activate.
@@ -42,7 +52,13 @@ STANDBY = (
     ("active", "VDD x IDD3N while any bank of the rank is open"),
     ("precharged", "VDD x IDD2N while all banks are closed"),
     ("refresh", "VDD x IDD3N below the refresh, which is charged above it"),
+    ("precharged power-down", "VDD x IDD2P while all banks are closed and the rank is in power-down"),
+    ("active power-down", "VDD x IDD3P while a bank is open and the rank is in power-down"),
+    ("self refresh", "VDD x IDD6 while the rank refreshes itself"),
 )
+"""Rows of an account: state and how its power is worked out. The last three appear where they have any time."""
+
+USUAL_STATES = ("active", "precharged", "refresh")
 
 
 def dram_energies(memory: Memory) -> DramEnergies:
@@ -53,22 +69,70 @@ def dram_energies(memory: Memory) -> DramEnergies:
     currents = memory.currents
     power_mw = {
         name: currents.VDD * getattr(currents, name) * 1000 * currents.devices
-        for name in ("IDD0", "IDD2N", "IDD3N", "IDD4R", "IDD4W", "IDD5AB", "IDD5PB")
+        for name in ("IDD2N", "IDD2P", "IDD3N", "IDD3P", "IDD4R", "IDD4W", "IDD5AB", "IDD5PB", "IDD6")
         if getattr(currents, name) is not None
     }
     active, closed = power_mw["IDD3N"], power_mw["IDD2N"]
-    open_ns, close_ns = _timing_ns(memory, "tRAS"), _timing_ns(memory, "tRP")
     burst_ns = float(memory.burst_ticks * memory.period) / 1000
     command = {
-        "activate": power_mw["IDD0"] * (open_ns + close_ns) - active * open_ns - closed * close_ns,
+        "activate": memory.activation_charge * currents.VDD * currents.devices * float(memory.period),
         "read": (power_mw["IDD4R"] - active) * burst_ns,
         "write": (power_mw["IDD4W"] - active) * burst_ns,
         "refresh all banks": (power_mw["IDD5AB"] - active) * _timing_ns(memory, "tRFC"),
     }
     if "IDD5PB" in power_mw:
+        # Measured with all other banks closed, so that the floor is IDD2N; above IDD3N it could be negative.
         name = "tRFCsb" if "tRFCsb" in memory.timings else "tRFCpb"
-        command["refresh one bank"] = (power_mw["IDD5PB"] - active) * _timing_ns(memory, name)
-    return DramEnergies(command, {"active": active, "precharged": closed, "refresh": active})
+        command["refresh one bank"] = (power_mw["IDD5PB"] - closed) * _timing_ns(memory, name)
+    states = {"active": active, "precharged": closed, "refresh": active}
+    for state, name in (
+        ("precharged power-down", "IDD2P"), ("active power-down", "IDD3P"), ("self refresh", "IDD6"),
+    ):  # fmt: skip
+        if name in power_mw:
+            states[state] = power_mw[name]
+    return DramEnergies(command, states, _inside_the_bank(memory, command))
+
+
+def _inside_the_bank(memory: Memory, command_pj: dict[str, float]) -> dict[str, float]:
+    interfaces, _ = load_interfaces()
+    family = family_of(memory.name, interfaces.families)
+    if family is None:
+        return {}
+    column = 8 * memory.burst_bytes * interfaces.families[family].bank
+    inside = {"read": column, "write": column}
+    return {
+        name: min(inside.get(name, pj), pj)
+        for name, pj in command_pj.items()
+        if name in ("activate", "read", "write", "refresh one bank")
+    }
+
+
+def with_power_down(memory: Memory, counts: MemoryCounts) -> MemoryCounts:
+    """The counts with the time of closed ranks in the state that `controller.power_down` puts them in.
+
+    `fast`: all of it is power-down. `self_refresh`: whole refresh intervals of it are self refresh, which also replaces
+    the refreshes that fell into them; what is left stays standby. Entering and leaving take no time here, so both are
+    the most that a controller can save.
+    """
+    choice = memory.controller.power_down
+    closed = counts.standby_ps.get("precharged", 0)
+    standby, commands = dict(counts.standby_ps), dict(counts.commands)
+    if choice == "fast":
+        standby["precharged power-down"] = standby.get("precharged power-down", 0) + closed
+        standby["precharged"] = 0
+    elif choice == "self_refresh":
+        between = int((memory.timings["tREFI"] - memory.timings["tRFC"]) * memory.period)
+        during = int(memory.timings["tRFC"] * memory.period)
+        refreshes = next((name for name in ("REFab", "REF") if commands.get(name)), None)
+        intervals = min(closed // between, commands[refreshes] if refreshes else 0)
+        spared = min(intervals * during, standby.get("refresh", 0))
+        asleep = intervals * between + spared if refreshes else closed
+        if refreshes:
+            commands[refreshes] -= intervals
+            standby["refresh"] -= spared
+        standby["precharged"] = closed - (asleep - spared)
+        standby["self refresh"] = standby.get("self refresh", 0) + asleep
+    return replace(counts, standby_ps=standby, commands=commands)
 
 
 def _timing_ns(memory: Memory, name: str) -> float:
@@ -85,6 +149,7 @@ def dram_rows(memory: Memory, counts: MemoryCounts, io_pj_per_bit: float | None 
     `io_pj_per_bit` replaces the family's I/O term. Rows without events are there too, with a count of 0.
     """
     energies = dram_energies(memory)
+    counts = with_power_down(memory, counts)
     rows = []
     for name, commands, formula in COMMAND_CLASSES:
         count = sum(counts.commands.get(c, 0) for c in commands)
@@ -96,6 +161,12 @@ def dram_rows(memory: Memory, counts: MemoryCounts, io_pj_per_bit: float | None 
                 "currents.IDD5PB is missing, which refreshes of single banks need", file=f"memory {memory.name}"
             )
     for state, formula in STANDBY:
+        if state not in USUAL_STATES and not counts.standby_ps.get(state):
+            continue
+        if state not in energies.standby_mw:
+            raise ConfigError(
+                f"the current of a rank in {state} is missing", file=f"memory {memory.name}", key="currents"
+            )
         row = EnergyRow(
             "dram",
             f"standby {state}",

@@ -131,8 +131,11 @@ class EnergyTable(_Strict):
 
 
 class DramFamily(_Strict):
-    """What a transferred bit costs beyond the currents of the data sheet."""
+    """What a transferred bit costs beyond the currents of the data sheet, and how much of those stays in the bank."""
 
+    bank: BitEnergy = Field(
+        description="of a read or write by IDD, what is spent between the cells and the bank's edge"
+    )
     movement: BitEnergy = Field(description="data path on the DRAM dies that IDD4R - IDD3N leaves out")
     tsv: BitEnergy = Field(description="through the stack")
     io: BitEnergy = Field(description="both ends of the interface, and the interposer of a stack")

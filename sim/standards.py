@@ -32,6 +32,7 @@ COMMANDS: Final = ("ACT", "PRE", "RD", "WR", "PREA", "REF", "REFpb", "REFsb")
 """In the order of the kernel's command numbers."""
 
 RANK_COMMANDS: Final = frozenset({"PREA", "REF"})
+COLUMN_COMMANDS: Final = frozenset({"RD", "WR"})
 
 LEVELS: Final[Mapping[str, tuple[int, ...]]] = {
     "bank": (),
@@ -42,7 +43,10 @@ LEVELS: Final[Mapping[str, tuple[int, ...]]] = {
     "other_rank": (2,),
     "other_pseudo_channel": (3,),
 }
-"""Level of a rule: the relations of two bank groups that it covers (same, same rank, same pseudo-channel, other)."""
+"""Level of a rule: the relations of two bank groups that it covers (same, same rank, same pseudo-channel, other).
+
+A same-bank refresh (REFsb) concerns one bank of every group: its rules at level bank hold for each of them.
+"""
 
 FIELDS: Final = {"ch": "channels", "pc": "pseudo_channels", "ra": "ranks", "bg": "bank_groups", "ba": "banks",
                  "ro": "rows", "co": "columns"}  # fmt: skip
@@ -97,6 +101,17 @@ class Policy(StrEnum):
     DRAMSIM3 = "dramsim3"
 
 
+class PowerDown(StrEnum):
+    """What a rank whose banks are all closed does, for its energy: stand by, power down, or refresh itself.
+
+    Entering and leaving take no time in this model, so the two latter are what a controller can save at most.
+    """
+
+    NONE = "none"
+    FAST = "fast"
+    SELF_REFRESH = "self_refresh"
+
+
 class Refresh(StrEnum):
     """When ranks are refreshed: never, all at once, or spread over the interval."""
 
@@ -136,7 +151,11 @@ class Organisation(Strict):
 
 
 class Currents(Strict):
-    """Supply and currents of one device, in the data sheet's names; `devices` of them make a rank."""
+    """Supply and currents of one device, in the data sheet's names; `devices` of them make a rank.
+
+    IDD5AB: refresh of all banks. IDD5PB: of one bank, or one of every group. IDD2P, IDD3P, IDD6: closed and open
+    power-down, self refresh. IDD3N_one: active standby with one bank open, where IDD3N is with all of them open.
+    """
 
     VDD: Voltage
     devices: Annotated[int, Field(gt=0, le=64)]
@@ -146,7 +165,20 @@ class Currents(Strict):
     IDD4R: Current
     IDD4W: Current
     IDD5AB: Current
+    IDD3N_one: Current | None = None
     IDD5PB: Current | None = None
+    IDD2P: Current | None = None
+    IDD3P: Current | None = None
+    IDD6: Current | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Currents:
+        for name, floor in (
+            ("IDD3N", "IDD2N"), ("IDD4R", "IDD3N"), ("IDD4W", "IDD3N"), ("IDD5AB", "IDD3N"), ("IDD5PB", "IDD2N"),
+        ):  # fmt: skip
+            if (current := getattr(self, name)) is not None and current < getattr(self, floor):
+                raise ValueError(f"{name} is below {floor}, so that what it measures would yield energy")
+        return self
 
 
 class Controller(Strict):
@@ -157,6 +189,7 @@ class Controller(Strict):
     """
 
     policy: Policy
+    power_down: PowerDown = PowerDown.NONE
     read_queue: Entries
     write_queue: Entries
     drain_high: Entries
@@ -211,10 +244,30 @@ class Memory(Strict):
                 raise ValueError(f"timings.{name} is missing")
         if self.refresh is not Refresh.NONE and self.timings["tREFI"] <= 2 * self.timings["tRFC"]:
             raise ValueError("timings.tREFI must be more than twice tRFC")
-        for command in self.command_ticks:
+        if self.clock_ticks & (self.clock_ticks - 1):
+            raise ValueError(f"clock_ticks is {self.clock_ticks}, but must be a power of two")
+        for command, ticks in self.command_ticks.items():
             if command not in COMMANDS:
                 raise ValueError(f"command_ticks: {not_among('command', command, COMMANDS)}")
-        _ = self.rule_rows, self.fields
+            if ticks < 1:
+                raise ValueError(f"command_ticks.{command} is {ticks}, but a command takes at least one tick")
+        for rule in self.rule_rows:
+            if rule.before in COLUMN_COMMANDS and rule.after in COLUMN_COMMANDS and rule.gap % self.clock_ticks:
+                raise ValueError(
+                    f"rules: {rule.before} to {rule.after} is {rule.gap} ticks, but column commands start with a "
+                    f"clock, of {self.clock_ticks} ticks"
+                )
+        if self.refresh is not Refresh.NONE and not any((r.before, r.after) == ("REF", "ACT") for r in self.rule_rows):
+            raise ValueError(f"refresh: {self.refresh} needs the command REF, for which there are no rules")
+        if {"tRAS", "tRP"} <= set(self.timings) and self.activation_charge <= 0:
+            raise ValueError(
+                "currents: an activation would yield energy, as IDD0 is too low for this IDD3N; if that is with all "
+                "banks open, IDD3N_one must say how much it is with one"
+            )
+        needed = {PowerDown.FAST: "IDD2P", PowerDown.SELF_REFRESH: "IDD6"}.get(self.controller.power_down)
+        if needed and getattr(self.currents, needed) is None:
+            raise ValueError(f"controller.power_down: {self.controller.power_down} needs currents.{needed}")
+        _ = self.fields
         return self
 
     @property
@@ -253,6 +306,13 @@ class Memory(Strict):
         """Contiguous bytes of one channel before the next channel's begin."""
         return self.burst_bytes << self.channel_position
 
+    @property
+    def activation_charge(self) -> float:
+        """Of one device's activation with its precharge, above standby, in ampere ticks."""
+        c, open_ticks, closed_ticks = self.currents, self.timings["tRAS"], self.timings["tRP"]
+        standby = c.IDD3N if c.IDD3N_one is None else c.IDD3N_one
+        return c.IDD0 * (open_ticks + closed_ticks) - standby * open_ticks - c.IDD2N * closed_ticks
+
     def timing_ps(self, name: str) -> float:
         """A timing of the table, in picoseconds."""
         return float(self.timings[name] * self.period)
@@ -285,6 +345,10 @@ class Memory(Strict):
                             raise ValueError(f"rules.{i}: {not_among('command', str(command), COMMANDS)}")
                         if command in RANK_COMMANDS and level in ("bank", "bank_group"):
                             raise ValueError(f"rules.{i}: {command} concerns a whole rank, so its rules start at rank")
+                        if command == "REFsb" and level == "bank_group":
+                            raise ValueError(
+                                f"rules.{i}: REFsb concerns every bank group, so its level is bank, or rank and above"
+                            )
                     if window > 1 and level == "bank":
                         raise ValueError(f"rules.{i}: a window must span more than a bank")
                     rows.append(Rule(level, first, second, ticks, window))

@@ -95,7 +95,7 @@ class Naive:
         """Whether the rules and the command bus allow `command` at `tick`."""
         two = self.memory.buses == 2
         bus = "column" if two and command in ("RD", "WR") else "row"
-        if tick < self.bus[bus]:
+        if tick < self.bus[bus] or (command in ("RD", "WR") and tick % self.memory.clock_ticks):
             return False
         for rule in self.memory.rule_rows:
             if rule.after != command:
@@ -151,6 +151,8 @@ class Naive:
         """Take at most one burst of the first segment."""
         c = self.memory.controller
         if not self.segments or self.tick < max(self.front, self.segments[0].visible):
+            return
+        if self.tick % self.memory.clock_ticks:
             return
         segment = self.segments[0]
         kind = segment.kind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,27 +11,14 @@ import numpy as np
 from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow
 from sim.result import Report
 from sim.run_info import RunInfo
+from sim.standards import Memory, load_memory
 
 
-def hbm2() -> Any:
+@cache
+def hbm2() -> Memory:
     """HBM2 with the currents and timings of a published device file: 128-bit channel, one device, 64 B in 2 ns."""
-    return SimpleNamespace(
-        name="hbm2",
-        currents=SimpleNamespace(
-            VDD=1.2,
-            IDD0=0.065,
-            IDD2N=0.040,
-            IDD3N=0.055,
-            IDD4R=0.390,
-            IDD4W=0.500,
-            IDD5AB=0.250,
-            IDD5PB=None,
-            devices=1,
-        ),
-        timings={"BL": 2, "tRAS": 34, "tRP": 14, "tRFC": 260},
-        period=Fraction(1000),
-        burst_ticks=2,
-    )
+    unstated = dict.fromkeys(("currents.IDD5PB", "currents.IDD2P", "currents.IDD3P", "currents.IDD6"))
+    return load_memory("hbm2-neupims", {"name": "hbm2", **unstated})
 
 
 def machine(dram: Any = None, table: str = "7nm", dram_io: float | None = None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sim.config import ConfigError
 from sim.dram_check import check_log
 from sim.standards import COMMANDS, load_memory
 
@@ -90,3 +91,77 @@ def test_order() -> None:
 def test_messages() -> None:
     found = check_log(load_memory("ddr4-3200-matched"), np.array(moved(2, 21), np.int64))
     assert found.examples[0] == "RD at tick 21: less than 22 ticks after ACT in the same bank"
+
+
+PB, SB = COMMANDS.index("REFpb"), COMMANDS.index("REFsb")
+
+
+def violations(name: str, rows: list[Row]) -> tuple[str, ...]:
+    return check_log(load_memory(name), np.array(rows, np.int64).reshape(-1, 6)).examples
+
+
+def test_refresh_of_one_bank() -> None:
+    clean: list[Row] = [(PB, 0, 0, 1, 2, -1), (ACT, 8, 0, 0, 0, 5), (ACT, 160, 0, 1, 2, 5)]
+    assert violations("hbm2", clean) == ()
+    assert violations("hbm2", [*clean[:2], (ACT, 159, 0, 1, 2, 5)]) == (
+        "ACT at tick 159: less than 160 ticks after REFpb in the same bank",
+    )
+    assert violations("hbm2", [(ACT, 0, 0, 1, 2, 5), (PB, 200, 0, 1, 2, -1)]) == (
+        "REFpb at tick 200: bank 6 has a row open",
+    )
+    assert violations("hbm2", [(ACT, 0, 0, 1, 2, 5), (PB, 200, 0, 1, 3, -1)]) == ()
+
+
+def test_refresh_of_one_bank_of_every_group() -> None:
+    clean: list[Row] = [(SB, 0, 0, -1, 2, -1), (ACT, 72, 0, 5, 1, 9), (ACT, 312, 0, 7, 2, 5)]
+    assert violations("ddr5-4800", clean) == ()
+    assert violations("ddr5-4800", [*clean[:2], (ACT, 311, 0, 7, 2, 5)]) == (
+        "ACT at tick 311: less than 312 ticks after REFsb in the same bank",
+    )
+    assert violations("ddr5-4800", [(ACT, 0, 0, 6, 2, 5), (SB, 200, 0, -1, 2, -1)]) == (
+        "REFsb at tick 200: bank 26 has a row open",
+    )
+    early: list[Row] = [(ACT, 0, 0, 6, 2, 5), (PRE, 80, 0, 6, 2, 5), (SB, 115, 0, -1, 2, -1)]
+    assert violations("ddr5-4800", early) == ("REFsb at tick 115: less than 36 ticks after PRE in the same bank",)
+
+
+def test_single_banks_must_all_be_refreshed_in_time() -> None:
+    limit = 9 * 3900
+    rows: list[Row] = [(PB, 300 + 200 * i, 0, i % 4, i // 4, -1) for i in range(16)]
+    assert violations("hbm2", rows) == ()
+    late: list[Row] = [*rows, *((PB, 30_000 + 200 * i, 0, i % 4, i // 4, -1) for i in range(15))]
+    assert violations("hbm2", [*late, (RD, 300 + 15 * 200 + limit + 1, 0, 0, 0, 1)])[:2] == (
+        "RD at tick 38401: bank 15 was not refreshed for more than 35100 ticks",
+        "RD at tick 38401: the row is not open",
+    )
+
+
+def test_column_commands_start_with_a_clock() -> None:
+    assert violations("hbm3", [(ACT, 1, 0, 0, 0, 1), (RD, 64, 0, 0, 0, 1)]) == ()
+    assert violations("hbm3", [(ACT, 1, 0, 0, 0, 1), (RD, 65, 0, 0, 0, 1)]) == (
+        "RD at tick 65: column commands start with a clock",
+    )
+
+
+def test_commands_of_several_ticks_hold_their_bus() -> None:
+    assert violations("hbm3", [(ACT, 0, 0, 0, 0, 1), (PRE, 2, 1, 0, 0, 1)]) == (
+        "PRE at tick 2: the command bus is taken",
+    )
+    assert violations("hbm3", [(ACT, 0, 0, 0, 0, 1), (PRE, 3, 1, 0, 0, 1)]) == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ((8, 0, 0, 0, 0, 0), "entry 2 of the command log has command 8, of which there are 8"),
+        ((ACT, 0, 1, 0, 0, 0), "has rank 1, of which there are 1"),
+        ((ACT, 0, 0, 4, 0, 0), "has bank group 4, of which there are 4"),
+        ((RD, 0, 0, 0, -1, 0), "has bank -1, of which there are 4"),
+        ((ACT, 0, 0, 0, 0, 1 << 14), "has row 16384, of which there are 16384"),
+    ],
+)
+def test_what_is_no_log_is_refused(row: Row, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        violations("hbm2", [(ACT, 0, 0, 0, 0, 0), row])
+    with pytest.raises(ConfigError, match="six columns"):
+        check_log(load_memory("hbm2"), np.zeros((3, 5), np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.config import ConfigError
+from sim.config import ConfigError, parse_yaml
 from sim.expression import evaluate
 from sim.kernels.dram_tables import bank_and_row
 from sim.standards import Memory, compile_memory, load_memory, split_range
@@ -27,6 +28,14 @@ GIB = 1 << 30
         ("hbm2-pc-matched", 16, GIB // 4, Fraction(1000)),
         ("hbm2-neupims", 32, GIB, Fraction(1000)),
         ("hbm-onnxim", 38.4, GIB // 2, Fraction(2500, 3)),
+        ("ddr5-4800", 19.2, 8 * GIB, Fraction(1250, 3)),
+        ("ddr5-6400", 25.6, 8 * GIB, Fraction(625, 2)),
+        ("hbm2e", 28.8, GIB, Fraction(5000, 9)),
+        ("hbm3", 25.6, GIB // 2, Fraction(625, 2)),
+        ("hbm3e", 36.8, GIB, Fraction(5000, 23)),
+        ("lpddr4x", 8.532, 2 * GIB, Fraction(10**6, 2133)),
+        ("lpddr5-6400", 12.8, GIB, Fraction(1250)),
+        ("gddr6", 28, GIB // 2, Fraction(4000, 7)),
     ],
 )
 def test_what_ships(name: str, peak_gb: float, capacity: int, period_ps: Fraction) -> None:
@@ -100,12 +109,29 @@ def test_decoding(mapping: str) -> None:
         ({"rules": [["bank", "ACT", "RD", "CL - 50"]]}, "the gap CL - 50 is -36 ticks, but must not be negative"),
         ({"rules": [["bank", "PREA", "ACT", 3]]}, "PREA concerns a whole rank"),
         ({"rules": [["bank", "ACT", "RD"]]}, "rules.0"),
+        ({"rules": [["bank_group", "REFsb", "ACT", 3]]}, "REFsb concerns every bank group"),
         ({"colour": 3}, "unknown key 'colour'"),
+        ({"rules": [["bank", "ACT", "RD", 3]]}, "refresh: staggered needs the command REF, for which there are no"),
+        ({"clock_ticks": 3}, "clock_ticks is 3, but must be a power of two"),
+        ({"clock_ticks": 4}, "WR to RD is 15 ticks, but column commands start with a clock, of 4 ticks"),
+        ({"command_ticks": {"ACT": 0}}, "command_ticks.ACT is 0, but a command takes at least one tick"),
+        ({"command_ticks": {"ACTIVATE": 1}}, "unknown command 'ACTIVATE'"),
+        ({"currents.IDD4R": "20 mA"}, "IDD4R is below IDD3N"),
+        ({"currents.IDD5PB": "5 mA"}, "IDD5PB is below IDD2N"),
+        ({"currents.IDD0": "20 mA"}, "an activation would yield energy"),
+        ({"controller.power_down": "deep"}, "none"),
     ],
 )
 def test_refusals(overrides: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_memory("hbm2", overrides)
+
+
+def test_a_power_down_needs_its_current() -> None:
+    for state, current in (("fast", "IDD2P"), ("self_refresh", "IDD6")):
+        assert load_memory("hbm2", {"controller.power_down": state}).controller.power_down == state
+        with pytest.raises(ConfigError, match=f"controller.power_down: {state} needs currents.{current}"):
+            load_memory("hbm2", {"controller.power_down": state, f"currents.{current}": None})
 
 
 def test_channel_field() -> None:
@@ -130,6 +156,47 @@ def test_base(tmp_path: Path) -> None:
     path.write_text(f"schema: opcycle/memory/1\nname: mine\nbase: {path}\n", encoding="ascii")
     with pytest.raises(ConfigError, match="is based on itself"):
         load_memory(path)
+
+
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "memory.md").read_text(encoding="utf-8")
+
+
+def test_the_file_that_the_docs_show(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```yaml\n(schema: .*?)```", DOCUMENT, re.DOTALL)
+    path = tmp_path / "slow.yaml"
+    path.write_text(shown, encoding="ascii")
+    slow, base = load_memory(path), load_memory("hbm3")
+    assert slow.timings == {**base.timings, "tRFC": 1760}
+    assert slow.controller.power_down == "fast"
+
+
+def test_the_rules_that_the_docs_show() -> None:
+    (shown,) = re.findall(r"```yaml\n(rules:.*?)```", DOCUMENT, re.DOTALL)
+    rules = parse_yaml(shown).data["rules"]
+    rows = load_memory("ddr4-3200").rule_rows
+    assert {row[:3] for row in load_memory("ddr4-3200", {"rules": rules, "refresh": "none"}).rule_rows} <= {
+        row[:3] for row in rows
+    }
+    both = load_memory("lpddr5-6400", {"command_ticks": "{ACT: 2, RD: 2, WR: 2}"})
+    assert both.command_ticks == {"ACT": 2, "RD": 2, "WR": 2}
+
+
+def test_the_memories_that_the_docs_list() -> None:
+    table = DOCUMENT.partition("<!-- memories -->")[2].partition("<!-- end memories -->")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "`" in line]
+    assert len(rows) == 10
+    for name, _, peak, capacity, share, *streams in rows:
+        memory = load_memory(name.strip("`"))
+        refresh = memory.timings["tRFC"] / memory.timings["tREFI"]
+        assert peak == f"{memory.channel_peak_bytes_per_s / 1e9:.4g}"
+        assert capacity == f"{memory.capacity_bytes_per_channel / GIB:g}"
+        assert share == f"{100 * refresh:.1f} %"
+        for cell in streams:
+            reached = float(cell.partition("(")[2].split()[0])
+            assert reached >= 95
+            assert float(cell.split()[0]) == pytest.approx(reached * (1 - refresh), abs=0.1)
+    shipped = {path.stem for path in (Path(__file__).parent.parent / "hwconfigs" / "memories").glob("*.yaml")}
+    assert {name for name in shipped if f"`{name}`" not in DOCUMENT} == set()
 
 
 def test_memory_is_frozen() -> None:

@@ -172,5 +172,5 @@ def test_refusals(tmp_path: Path) -> None:
         run("hbm2", write(tmp_path / "e", []))
     with pytest.raises(ConfigError, match="no such file"):
         run("hbm2", tmp_path / "none")
-    with pytest.raises(ConfigError, match="unknown memory 'hbm9'.*nearest is 'hbm2'"):
+    with pytest.raises(ConfigError, match="unknown memory 'hbm9'.*nearest is 'hbm"):
         run("hbm9", trace)

@@ -290,6 +290,7 @@ def find_best(t, x, bank, ready, near, rank, entry, now):
     x[SIDE] = d
     row_from = max(now, x[BUS_ROW])
     column_from = max(now, x[BUS_COLUMN])
+    column_from += -column_from & (t.front_ticks - 1)
     own = bank[FROM_R + d]
     place = bank[NEAR_R + d]
     order = bank[ORDER_R + d]
@@ -320,6 +321,10 @@ def constrain(t, ready, near, ring, kind, b, g, tick):
         own_gap = t.gap_bank[kind]
         for k in range(N_COMMANDS):
             own[k] = max(own[k], tick + own_gap[k])
+        if kind == ACT:
+            # Column commands start with a clock, of which row commands may leave a part.
+            own[RD] += -own[RD] & (t.front_ticks - 1)
+            own[WR] += -own[WR] & (t.front_ticks - 1)
     gap = t.gap_near[kind, g]
     for i in range(near.shape[0]):
         near[i] = max(near[i], tick + gap[i])
