@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.errors import ConfigError
+from sim.output import check_target
 from sim.standards import Memory, compile_memory, load_memory, new_state
 
 if TYPE_CHECKING:
@@ -145,23 +146,34 @@ def run(
     overrides: Mapping[str, Any] | None = None,
     in_flight: int = 0,
     check: bool = False,
+    output: str | Path | None = None,
+    window_ps: int | None = None,
 ) -> dict[str, Any]:
     """Serve the file `trace` on `memory` and return what `opcycle unit dram --json` prints.
 
     `overrides` are settings of the memory (`policy`, `queue`, `mapping`, `timings.tRFC` ...); `in_flight` limits the
-    requests under way; `check` counts rule violations with the independent checker. Raises ConfigError.
+    requests under way; `check` counts rule violations with the independent checker. Into the folder `output` go tables
+    by channel, bank and window of `window_ps`, and pictures (see `sim.dram_report`). Raises ConfigError.
     """
     loaded = load_memory(memory, overrides)
+    if output is not None:
+        check_target(output)
     requests = read_trace(trace)
     try:
-        log = 16 * len(requests.address) + 4096 if check else 0
+        record = check or output is not None
+        log = 16 * len(requests.address) + 4096 if record else 0
         replayed = replay_requests(loaded, requests, channels, in_flight, log, follow=False)
-        while check and (replayed.state.scalar[:, _logged()] >= log).any():
+        while record and (replayed.state.scalar[:, _logged()] >= log).any():
             log *= 2
             replayed = replay_requests(loaded, requests, channels, in_flight, log, follow=False)
     except ConfigError as error:
         raise ConfigError(error.message, file=error.file or str(trace), key=error.key) from None
-    return summary(loaded, requests, replayed, check)
+    result = summary(loaded, requests, replayed, check)
+    if output is not None:
+        from sim.dram_report import write_report
+
+        write_report(output, loaded, Path(trace).name, replayed, result, window_ps)
+    return result
 
 
 def _logged() -> int:
