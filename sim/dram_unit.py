@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.errors import ConfigError
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class Requests(NamedTuple):
-    """A trace as columns, one entry a request: byte address, whether it writes, earliest clock."""
+    """A trace as columns, one entry a request: byte address, whether it writes, earliest clock, and its file's line."""
 
     address: NDArray[np.int64]
     is_write: NDArray[np.int64]
     earliest: NDArray[np.int64]
+    line: NDArray[np.int64] | None = None
 
 
 class Replay(NamedTuple):
@@ -55,11 +57,15 @@ def read_trace(path: str | Path) -> Requests:
         lines = path.read_text(encoding="ascii").split("\n")
     except FileNotFoundError:
         raise ConfigError("no such file", file=path) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read as text ({error})", file=path) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start]:#x} at offset {error.start}"
+        raise ConfigError(f"is no text file ({found}): write one request a line", file=path) from None
     address: list[int] = []
     is_write: list[int] = []
     earliest: list[int] = []
+    where_from: list[int] = []
     kinds = {"LD": 0, "ST": 1}
     for number, line in enumerate(lines, 1):
         words = line.split()
@@ -70,18 +76,19 @@ def read_trace(path: str | Path) -> Requests:
             is_write.append(kinds[kind])
             address.append(int(where, 0))
             earliest.append(int(when))
+            where_from.append(number)
             if address[-1] < 0 or earliest[-1] < 0 or max(address[-1], earliest[-1]) >= 2**56:
                 raise ValueError
         except (ValueError, KeyError):
             raise ConfigError(
-                f"{line.strip()!r} is no request: write LD or ST, a byte address (decimal or 0x hex) and, if wanted, "
-                "the earliest clock",
+                f"{shorten(line, 60)!r} is no request: write LD or ST, a byte address (decimal or 0x hex) and, if "
+                "wanted, the earliest clock",
                 file=path,
                 line=number,
             ) from None
     if not address:
         raise ConfigError("holds no request", file=path)
-    return Requests(np.array(address, np.int64), np.array(is_write, np.int64), np.array(earliest, np.int64))
+    return Requests(*(np.array(column, np.int64) for column in (address, is_write, earliest, where_from)))
 
 
 def replay_requests(
@@ -110,8 +117,10 @@ def replay_requests(
         i = int(beyond[0])
         raise ConfigError(
             f"request {i + 1} has address {int(requests.address[i]):#x}, but {channels} channel"
-            f"{'s' if channels > 1 else ''} of {memory.name} end at {capacity:#x}"
+            f"{'s' if channels > 1 else ''} of {memory.name} end at {capacity:#x}",
+            line=None if requests.line is None else int(requests.line[i]),
         )
+    in_flight = min(in_flight, len(requests.address))
     tables = compile_memory(memory, steady)
     burst = requests.address // memory.burst_bytes
     if not follow and channels == 1 and in_flight == 0 and not requests.earliest.any():
@@ -156,6 +165,10 @@ def run(
     by channel, bank and window of `window_ps`, and pictures (see `sim.dram_report`). Raises ConfigError.
     """
     loaded = load_memory(memory, overrides)
+    try:
+        loaded.check_channels(channels)
+    except ConfigError as error:
+        raise ConfigError(error.message, file=f"memory {loaded.name}", key=error.key) from None
     if output is not None:
         check_target(output)
     requests = read_trace(trace)
@@ -167,7 +180,7 @@ def run(
             log *= 2
             replayed = replay_requests(loaded, requests, channels, in_flight, log, follow=False)
     except ConfigError as error:
-        raise ConfigError(error.message, file=error.file or str(trace), key=error.key) from None
+        raise ConfigError(error.message, file=error.file or trace, key=error.key, line=error.line) from None
     result = summary(loaded, requests, replayed, check)
     if output is not None:
         from sim.dram_report import write_report

@@ -308,12 +308,26 @@ def load_memory(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     document = _with_base(find("memory", name_or_path), ())
     changes: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
+        _check_setting(document, key)
         for target in SHORT_KEYS.get(key, (key,)):
             changes[target] = value
         if key == "queue" and str(value).isdecimal():
             changes["controller.drain_high"] = max(1, int(value) * 4 // 5)
             changes["controller.drain_low"] = int(value) // 5
     return build(Memory, apply_overrides(document, changes))
+
+
+def _check_setting(document: Document, key: str) -> None:
+    """Refuse a setting whose name is no section and no short key, or a timing that the file does not have."""
+    first, _, rest = key.partition(".")
+    sections = {field.alias or name for name, field in Memory.model_fields.items()}
+    if first not in sections and key not in SHORT_KEYS:
+        message = not_among("key", first, [*SHORT_KEYS, *sections])
+        raise ConfigError(f"{message} (set by an override)", file=document.path, key=key)
+    timings = document.data.get("timings")
+    if first == "timings" and isinstance(timings, dict) and rest and rest not in timings:
+        message = not_among("timing", rest, timings, most=40)
+        raise ConfigError(f"{message} (set by an override)", file=document.path, key=key)
 
 
 def _with_base(path: Path, seen: tuple[Path, ...]) -> Document:

@@ -41,11 +41,13 @@ def _unit(context: typer.Context) -> None:
 def dram(
     memory: Annotated[str, typer.Argument(help="A memory that ships (opcycle list memories) or a YAML file.")],
     trace: Annotated[Path, typer.Argument(help="One request a line: LD or ST, byte address, optional arrival cycle.")],
-    channels: Annotated[int, typer.Option(help="Channels that the addresses are spread over.", min=1)] = 1,
+    channels: Annotated[int, typer.Option(help="Channels that the addresses are spread over.", min=1, max=4096)] = 1,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a value of the memory: policy=frfcfs.")
     ] = None,
-    in_flight: Annotated[int, typer.Option(help="Most requests under way at once; 0 is no limit.", min=0)] = 0,
+    in_flight: Annotated[
+        int | None, typer.Option(help="Most requests under way at once; default: no limit.", min=1)
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Count timing violations with the independent checker.")
     ] = False,
@@ -69,7 +71,7 @@ def dram(
         trace,
         channels=channels,
         overrides=settings(set_ or [], ("",))[""],
-        in_flight=in_flight,
+        in_flight=in_flight or 0,
         check=check,
         output=output,
         window_ps=_window_ps(window),
