@@ -124,7 +124,8 @@ class Currents(Strict):
 
 
 class Controller(Strict):
-    """Scheduler, queue depths, write drain marks, and row hits served in a row while an older request waits."""
+    """Scheduler, queue depths, write drain marks, row hits served in a row while an older request waits, and the age in
+    ticks from which a read goes before everything but refreshes (writes are posted: nobody waits for them)."""
 
     policy: Policy
     read_queue: Entries
@@ -132,6 +133,7 @@ class Controller(Strict):
     drain_high: Entries
     drain_low: Annotated[int, Field(ge=0, le=1024)]
     cap: Annotated[int, Field(gt=0, le=2**31)]
+    age_limit: Annotated[int, Field(gt=0, le=2**31)] = 2048
 
     @model_validator(mode="after")
     def _check(self) -> Controller:
@@ -172,6 +174,8 @@ class Memory(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Memory:
+        if self.period.numerator * self.period.denominator >= 2**62:
+            raise ValueError(f"clock is {self.clock} Hz, but must be a multiple of 1 kHz, for exact times")
         for name in ("BL", "CL", "CWL", "tRFC", "tREFI"):
             if name not in self.timings:
                 raise ValueError(f"timings.{name} is missing")
@@ -471,6 +475,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         read_entries=c.read_queue,
         write_entries=c.write_queue,
         cap=c.cap,
+        age_limit=c.age_limit,
         drain_high=c.drain_high,
         drain_low=c.drain_low,
         low_bits=low_bits,
@@ -552,7 +557,7 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     windows = len(tables.window_size)
     size = int(tables.window_size.max()) if windows else 1
     known = KNOWN_STATES if tables.steady and not log else 1
-    words = 8 + tables.banks * (2 + k.N_COMMANDS) + tables.groups * k.N_COMMANDS + tables.ranks
+    words = 8 + tables.banks * (2 + k.N_COMMANDS) + tables.groups * k.N_COMMANDS + 2 * tables.ranks
     words += windows * tables.groups * size + 4 * entries
     state = k.ChannelState(
         scalar=np.zeros((classes, k.N_SCALARS), np.int64),
@@ -569,10 +574,10 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
         done_count=np.zeros(classes, np.int64),
         log=np.zeros((classes, log, k.LOG_FIELDS), np.int64),
         request_done=np.full(requests, k.NEVER, np.int64),
-        mark_count=np.zeros((classes, k.N_COUNTS + 2 * tables.ranks), np.int64),
+        mark_count=np.zeros((classes, 5 + k.N_COUNTS + 2 * tables.ranks), np.int64),
         memo_word=np.zeros(words, np.int64),
         memo_state=np.zeros((known, words + 1), np.int64),
-        memo_after=np.zeros((known, 6 + k.N_COUNTS + 3 * tables.ranks), np.int64),
+        memo_after=np.zeros((known, 7 + k.N_COUNTS + 3 * tables.ranks), np.int64),
         memo_index=np.full(4 * known, -1, np.int64),
         memo_seen=np.full(16 * known, -1, np.int64),
         memo_count=np.zeros(2, np.int64),
@@ -589,6 +594,7 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     state.bank[:, [k.FROM_R, k.FROM_W], :] = k.FAR
     state.scalar[:, k.STALE] = 1
     state.scalar[:, k.MARK] = -1
+    state.scalar[:, k.OVERDUE] = -1
     state.rank[:, k.NEXT_DUE, :] = tables.refresh_phase
     state.scalar[:, k.DUE] = tables.refresh_phase.min()
     return state

@@ -186,6 +186,11 @@ class Naive:
         if segment.wanted == 0:
             self.done.append((segment.task, segment.end))
 
+    def overdue(self) -> Entry | None:
+        """The oldest read, if it has waited as long as the age limit."""
+        oldest = next(iter(self.queues[READ]), None)
+        return oldest if oldest and self.tick - oldest.arrival >= self.memory.controller.age_limit else None
+
     def candidates(self) -> list[tuple[int, int, str, Entry | int]]:
         """(class, age, command, what) of everything that may be issued now."""
         found: list[tuple[int, int, str, Entry | int]] = []
@@ -195,6 +200,11 @@ class Naive:
                 if self.legal(command, (r,), self.tick):
                     found.append((0, r, command, r))
         kind = int(self.draining)
+        if late := self.overdue():
+            command = "ACT" if late.bank not in self.open else "RD" if self.open[late.bank] == late.row else "PRE"
+            if not self.waits[late.bank[0]] and self.legal(command, late.bank, self.tick):
+                found.append((1, late.age, command, late))
+            return found
         for bank in self.banks:
             mine = [e for e in self.queues[kind] if e.bank == bank]
             if not mine or self.waits[bank[0]]:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_dram import Naive, Segment
 
+from sim.config import ConfigError
 from sim.dram_check import check_log
 from sim.kernels import dram_tables as at
 from sim.kernels.dram import NEVER, advance, push, settle, standby
@@ -70,10 +71,11 @@ def works(draw: st.DrawFn, most: int = 14) -> Work:
     work=works(),
     queue=st.sampled_from([1, 2, 7, 32]),
     cap=st.sampled_from([1, 2, 16]),
+    age_limit=st.sampled_from([1, 40, 150, 2048]),
     refresh=st.sampled_from(["none", "staggered", "together"]),
 )
-def test_equals_the_plain_twin(name: str, work: Work, queue: int, cap: int, refresh: str) -> None:
-    memory = load_memory(name, {"queue": queue, "cap": cap, "refresh": refresh})
+def test_equals_the_plain_twin(name: str, work: Work, queue: int, cap: int, age_limit: int, refresh: str) -> None:
+    memory = load_memory(name, {"queue": queue, "cap": cap, "controller.age_limit": age_limit, "refresh": refresh})
     twin = Naive(memory, [Segment(lo, n, w, task, tick, n) for task, (lo, n, w, tick) in enumerate(work)])
     twin.run()
     t, s, done = serve(memory, work)
@@ -134,6 +136,71 @@ def test_steady_state_changes_nothing(name: str, start: int, lengths: list[int],
         rows = s.bank[0, [at.ROW, at.STREAK]].tolist()
         results.append((done, s.count[0].tolist(), ends, rows, [int(n) for n in standby(t, s, 0, end)]))
     assert results[0] == results[1]
+
+
+def end_of(memory: Memory, work: Work, steady: bool) -> tuple[Any, ...]:
+    """All that can be seen of a channel that got each segment of `work` at its tick and was then left alone."""
+    t = compile_memory(memory, steady)
+    s = new_state(t, 1, len(work) + 1)
+    done = []
+    for task, (lo, n, is_write, tick) in enumerate(work):
+        done += finish(t, s, tick)
+        assert push(t, s, 0, lo, n, is_write, task, tick)
+    done += finish(t, s)
+    end = int(s.scalar[0, at.LAST_END]) + 1000
+    settle(t, s, 0, end)
+    ends = [int(s.scalar[0, k]) for k in (at.LAST_END, at.LAST_READ_END, at.LAST_WRITE, at.NEXT_AGE)]
+    rows = s.bank[0, [at.ROW, at.STREAK]].tolist()
+    return done, s.count[0].tolist(), ends, rows, [int(n) for n in standby(t, s, 0, end)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from((*MEMORIES, "hbm2-pc-matched")),
+    segments=st.lists(
+        st.tuples(
+            st.integers(0, 63), st.sampled_from([1, 256, 2048]), st.integers(1, 8), st.sampled_from([61, 64, 512]),
+            st.integers(0, 1), st.sampled_from([0, 0, 7, 300, 5000, 70_000]),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    age_limit=st.sampled_from([90, 400, 2048]),
+)  # fmt: skip
+def test_steady_state_survives_gaps_and_turns(
+    name: str, segments: list[tuple[int, int, int, int, int, int]], age_limit: int
+) -> None:
+    memory = load_memory(name, {"controller.age_limit": age_limit})
+    work: Work = []
+    tick = 0
+    for place, step, many, length, is_write, gap in segments:
+        tick += gap
+        work.append((place * step, many * length, is_write, tick))
+    assert end_of(memory, work, True) == end_of(memory, work, False)
+
+
+def test_a_queue_that_fills_in_a_known_stretch() -> None:
+    memory = load_memory("hbm-onnxim")
+    work = [(35, 2048, 0, 0), (36, 2560, 0, 5000)]
+    assert end_of(memory, work, True) == end_of(memory, work, False)
+    assert end_of(memory, work, True)[0] == [(0, 2102), (1, 7614)]
+
+
+def test_no_read_waits_for_ever() -> None:
+    other_rank = 1 << 11  # of the mapping's ra
+    work = [(0, 1, 0, 0), (other_rank, 1, 0, 0)] + [(0, 512, 0, 0)] * 40  # row hits in the first rank
+    served = []
+    for limit in (500, 10**6):
+        _, _, done = serve(load_memory("ddr4-3200", {"refresh": "none", "controller.age_limit": limit}), work, log=0)
+        served.append(dict(done)[1])
+    assert served[0] < 500 + 100
+    assert served[1] > 40 * 512 * 4
+
+
+def test_ticks_must_be_exact_times() -> None:
+    assert load_memory("hbm2", {"clock": "1234567 kHz"}).clock == 1_234_567_000
+    with pytest.raises(ConfigError, match="clock is 1600000001 Hz, but must be a multiple of 1 kHz"):
+        load_memory("hbm2", {"clock": "1600000001 Hz"})
 
 
 def test_steady_state_is_used() -> None:

@@ -21,16 +21,17 @@ from sim.kernels.dram_tables import (
     FRONT,
     IS_WRITE,
     LAST_READ_END,
-    MODE,
     NEVER,
     OPEN,
     OWNER,
     QUEUED_R,
     QUEUED_W,
     RD,
+    RECHECK,
     REMAINING,
     SEGMENT,
     SEGMENTS,
+    SIDE,
     SINCE,
     STALE,
     TASK,
@@ -126,7 +127,7 @@ def run_channel(t, s, c, until, settling, wait_room):
             if x[DUE] < horizon:
                 idle_refreshes(t, x, ready, near, rank, ring, count, log, horizon)
         if x[STALE] == 1:
-            find_best(t, x, bank, near, rank, now)
+            find_best(t, x, bank, ready, near, rank, entry, now)
         tick = min(min(arrival, x[BEST_TICK]), x[DUE])
         if tick >= until or (stop and tick > now and settling == 0):
             break
@@ -160,6 +161,8 @@ def run_channel(t, s, c, until, settling, wait_room):
                 x[LAST_READ_END] = max(x[LAST_READ_END], tick + 1)
                 if complete(s, c, p, tick + 1):
                     stop = True
+        elif x[BEST] == RECHECK:
+            x[STALE] = 1
         else:
             x[FRONT] = max(x[FRONT], tick + 1)
             at = x[BEST] & (2**BANK_BITS - 1)
@@ -168,7 +171,7 @@ def run_channel(t, s, c, until, settling, wait_room):
             if x[BEST] >> CLASS_SHIFT == 0:
                 issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, at, tick)
             else:
-                kind = bank[WANT_R + x[MODE], at]
+                kind = bank[WANT_R + x[SIDE], at]
                 e = issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, at, tick)
             if e >= 0:
                 owner = entry[OWNER, e]

@@ -51,6 +51,7 @@ from sim.kernels.dram_tables import (
     ORDER_BITS,
     ORDER_MASK,
     ORDER_R,
+    OVERDUE,
     OWNER,
     PICK_R,
     PRE,
@@ -60,8 +61,10 @@ from sim.kernels.dram_tables import (
     RD,
     READ_LATENCY,
     READS_DONE,
+    RECHECK,
     REF,
     ROW,
+    SIDE,
     SINCE,
     STALE,
     STREAK,
@@ -70,6 +73,7 @@ from sim.kernels.dram_tables import (
     TIME_PRECHARGED,
     TIME_REFRESH,
     TOUCHED,
+    URGENT_FROM,
     WAITING_REFRESH,
     WAITS,
     WANT_R,
@@ -140,6 +144,59 @@ def find_write(bank, entry, burst, b):
 
 
 @inlined
+def look_again(x):
+    """Put a second look at the waiting reads before a next command that comes when one of them may be overdue."""
+    if x[QUEUED_R] > 0 and x[OVERDUE] < 0:
+        urgent = x[URGENT_FROM]
+        if urgent < x[BEST_TICK] or (urgent == x[BEST_TICK] and x[BEST] >> CLASS_SHIFT > 0):
+            x[BEST_TICK] = urgent
+            x[BEST] = RECHECK
+
+
+@leaf
+def find_overdue(t, x, bank, entry, now):
+    """Note the oldest read if it has reached the age limit, else when it will."""
+    oldest = np.int64(-1)
+    for b in range(t.banks):
+        e = bank[HEAD_R, b]
+        if e >= 0 and (oldest < 0 or entry[AGE, e] < entry[AGE, oldest]):
+            oldest = e
+    x[URGENT_FROM] = entry[ARRIVAL, oldest] + t.age_limit
+    if x[URGENT_FROM] <= now:
+        x[OVERDUE] = oldest
+
+
+@leaf
+def find_best_for_overdue(t, x, bank, ready, near, rank, entry, now):
+    """As `find_best`, of the refreshes and the commands that the overdue read needs."""
+    e = x[OVERDUE]
+    b = entry[ENTRY_BANK, e]
+    g = t.group_of[b]
+    if bank[ROW, b] < 0:
+        want = np.int64(ACT)
+    elif bank[ROW, b] == entry[ENTRY_ROW, e]:
+        want = np.int64(RD)
+    else:
+        want = np.int64(PRE)
+    bank[WANT_R, b] = want
+    bank[PICK_R, b] = e
+    x[SIDE] = 0
+    x[BEST_TICK] = NEVER
+    x[BEST] = 1 << CLASS_SHIFT | b
+    if rank[WAITS, t.rank_of[g]] == 0:
+        first = max(now, x[BUS_COLUMN] if want == RD else x[BUS_ROW])
+        x[BEST_TICK] = max(first, max(ready[b, want], near[g * N_COMMANDS + want]))
+    for r in range(t.ranks):
+        if rank[WAITS, r] > 0:
+            k = PREA if rank[OPEN, r] > 0 else REF
+            tick = max(max(now, x[BUS_ROW]), near[r * (t.groups // t.ranks) * N_COMMANDS + k])
+            if tick < x[BEST_TICK] or (tick == x[BEST_TICK] and x[BEST] >> CLASS_SHIFT > 0):
+                x[BEST_TICK] = tick
+                x[BEST] = r
+    x[STALE] = 0
+
+
+@inlined
 def accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
     """Take a request into its queue; True, or False if the write queue already held the address.
 
@@ -175,10 +232,14 @@ def accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
         fresh = True
     mode = x[MODE]
     choose_mode(t, x)
+    if d == 0 and x[QUEUED_R] == 1:
+        x[URGENT_FROM] = tick + t.age_limit
     if fresh:
         choose(t, bank, ready, rank, entry, b, np.int64(0))
         choose(t, bank, ready, rank, entry, b, np.int64(1))
-        if d == mode:
+        if x[OVERDUE] >= 0:
+            x[STALE] = 1
+        elif d == mode:
             first = max(bank[FROM_R + d, b], near[bank[NEAR_R + d, b]])
             first = max(first, max(tick, x[BUS_ROW] if bank[WANT_R + d, b] <= PRE else x[BUS_COLUMN]))
             order = bank[ORDER_R + d, b]
@@ -189,6 +250,7 @@ def accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
                 x[BEST] = order
     if mode != x[MODE]:
         x[STALE] = 1
+    look_again(x)
     return True
 
 
@@ -216,12 +278,18 @@ def remove(x, bank, entry, e, d):
 
 
 @inlined
-def find_best(t, x, bank, near, rank, now):
+def find_best(t, x, bank, ready, near, rank, entry, now):
     """Find the next command: BEST_TICK and BEST, its order, whose lowest bits are the bank (of a refresh, the rank).
 
     One pass without branches over all banks becomes vector code, faster than any list of the busy ones.
     """
+    if x[QUEUED_R] > 0 and x[OVERDUE] < 0 and now >= x[URGENT_FROM]:
+        find_overdue(t, x, bank, entry, now)
+    if x[OVERDUE] >= 0:
+        find_best_for_overdue(t, x, bank, ready, near, rank, entry, now)
+        return
     d = x[MODE]
+    x[SIDE] = d
     row_from = max(now, x[BUS_ROW])
     column_from = max(now, x[BUS_COLUMN])
     own = bank[FROM_R + d]
@@ -243,6 +311,7 @@ def find_best(t, x, bank, near, rank, now):
     x[BEST_TICK] = now + ahead if ahead < MOST_AHEAD else NEVER
     x[BEST] = best & ORDER_MASK
     x[STALE] = 0
+    look_again(x)
 
 
 @inlined
@@ -336,7 +405,7 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
 
     A served entry stays readable until the next request is accepted.
     """
-    d = x[MODE]
+    d = x[SIDE]
     e = bank[PICK_R + d, b]
     g = t.group_of[b]
     r = t.rank_of[g]
@@ -379,6 +448,8 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
             end = tick + t.write_ticks
             x[LAST_WRITE] = tick
         x[LAST_END] = max(x[LAST_END], end)
+        if e == x[OVERDUE]:
+            x[OVERDUE] = -1
         remove(x, bank, entry, e, kind - RD)
         choose_mode(t, x)
     count[kind] += 1

@@ -16,6 +16,7 @@ from sim.kernels.dram_tables import (
     BACK,
     BUS_COLUMN,
     BUS_ROW,
+    BUSY,
     CURSOR,
     DATA_END,
     DUE,
@@ -39,6 +40,7 @@ from sim.kernels.dram_tables import (
     N_COUNTS,
     NEXT_AGE,
     OPEN,
+    OVERDUE,
     OWNER,
     PREA,
     QUEUED_R,
@@ -53,6 +55,7 @@ from sim.kernels.dram_tables import (
     TIME_ACTIVE,
     TIME_PRECHARGED,
     TOUCHED,
+    URGENT_FROM,
     WANTED,
     bank_and_row,
 )
@@ -60,9 +63,12 @@ from sim.kernels.jit import inlined, leaf
 
 # Words of `ChannelState.memo_after`, one row a known state: what changed up to the next point. Ticks that did not
 # change are marked by UNTOUCHED.
-TICKS, NEXT, AFTER_LAST_END, AFTER_LAST_READ, AFTER_LAST_WRITE, AFTER_DATA_END, AFTER_COUNTS = 0, 1, 2, 3, 4, 5, 6
+TICKS, NEXT, AFTER_LAST_END, AFTER_LAST_READ, AFTER_LAST_WRITE, AFTER_DATA_END, SERVED, AFTER_COUNTS = range(8)
 UNTOUCHED = -(2**60)
 UNKNOWN = -1
+
+# Words of `ChannelState.mark_count`: what the marked state's sequel is measured against.
+BEFORE_LAST_END, BEFORE_LAST_READ, BEFORE_LAST_WRITE, BEFORE_DATA_END, BEFORE_WANTED, BEFORE_COUNTS = range(6)
 
 SCALARS = 8
 ENTRY_WORDS = 4
@@ -104,7 +110,8 @@ def describe(t, x, bank, ready, near, rank, ring, entry, word, burst, owner, d, 
         n += 1
     for r in range(t.ranks):
         word[n] = rank[OPEN, r]
-        n += 1
+        word[n + 1] = relative(rank[SINCE, r], now, np.int64(0))
+        n += 2
     for w in range(ring.shape[0]):
         size = t.window_size[w]
         for node in range(t.groups):
@@ -135,6 +142,7 @@ def restore(t, x, bank, ready, near, rank, ring, entry, word, burst, owner, d, n
     x[BUS_ROW] = now + word[5]
     x[BUS_COLUMN] = now + word[6]
     x[STALE] = 1
+    x[URGENT_FROM] = now
     for b in range(t.banks):
         e = bank[HEAD_R + d, b]
         while e >= 0:
@@ -159,7 +167,7 @@ def restore(t, x, bank, ready, near, rank, ring, entry, word, burst, owner, d, n
         n += 1
     for r in range(t.ranks):
         rank[OPEN, r] = word[n]
-        n += 1
+        n += 2
     for w in range(ring.shape[0]):
         size = t.window_size[w]
         for node in range(t.groups):
@@ -238,9 +246,9 @@ def find(s, length):
 
 
 @inlined
-def changed(tick, begin, now):
-    """A tick counted from `now` if it moved since `begin`, else UNTOUCHED."""
-    return tick - now if tick >= begin else np.int64(UNTOUCHED)
+def changed(tick, before, now):
+    """A tick counted from `now` if it is no longer what it was `before`, else UNTOUCHED."""
+    return tick - now if tick != before else np.int64(UNTOUCHED)
 
 
 @leaf
@@ -252,33 +260,43 @@ def learn(s, c, p, known, now):
     begin = x[MARK_TICK]
     after[TICKS] = now - begin
     after[NEXT] = known
-    after[AFTER_LAST_END] = changed(x[LAST_END], begin, now)
-    after[AFTER_LAST_READ] = changed(x[LAST_READ_END], begin, now)
-    after[AFTER_LAST_WRITE] = changed(x[LAST_WRITE], begin, now)
-    after[AFTER_DATA_END] = changed(s.segment[c, DATA_END, p], begin, now)
+    after[AFTER_LAST_END] = changed(x[LAST_END], before[BEFORE_LAST_END], now)
+    after[AFTER_LAST_READ] = changed(x[LAST_READ_END], before[BEFORE_LAST_READ], now)
+    after[AFTER_LAST_WRITE] = changed(x[LAST_WRITE], before[BEFORE_LAST_WRITE], now)
+    after[AFTER_DATA_END] = changed(s.segment[c, DATA_END, p], before[BEFORE_DATA_END], now)
+    after[SERVED] = before[BEFORE_WANTED] - s.segment[c, WANTED, p]
     for i in range(N_COUNTS):
-        after[AFTER_COUNTS + i] = s.count[c, i] - before[i]
+        after[AFTER_COUNTS + i] = s.count[c, i] - before[BEFORE_COUNTS + i]
     n = AFTER_COUNTS + N_COUNTS
+    place = BEFORE_COUNTS + N_COUNTS
     for r in range(s.rank.shape[2]):
         after[n] = s.rank[c, SINCE, r] - now
-        after[n + 1] = s.rank[c, TIME_ACTIVE, r] - before[N_COUNTS + 2 * r]
-        after[n + 2] = s.rank[c, TIME_PRECHARGED, r] - before[N_COUNTS + 2 * r + 1]
+        after[n + 1] = s.rank[c, TIME_ACTIVE, r] - before[place]
+        after[n + 2] = s.rank[c, TIME_PRECHARGED, r] - before[place + 1]
         n += 3
+        place += 2
 
 
 @leaf
-def mark(s, c, known, burst, now):
+def mark(s, c, p, known, burst, now):
     """Remember class `c`'s counters at a state whose sequel is not known yet."""
     x = s.scalar[c]
     x[MARK] = known
     x[MARK_TICK] = now
     x[MARK_BURST] = burst
     before = s.mark_count[c]
+    before[BEFORE_LAST_END] = x[LAST_END]
+    before[BEFORE_LAST_READ] = x[LAST_READ_END]
+    before[BEFORE_LAST_WRITE] = x[LAST_WRITE]
+    before[BEFORE_DATA_END] = s.segment[c, DATA_END, p]
+    before[BEFORE_WANTED] = s.segment[c, WANTED, p]
     for i in range(N_COUNTS):
-        before[i] = s.count[c, i]
+        before[BEFORE_COUNTS + i] = s.count[c, i]
+    place = BEFORE_COUNTS + N_COUNTS
     for r in range(s.rank.shape[2]):
-        before[N_COUNTS + 2 * r] = s.rank[c, TIME_ACTIVE, r]
-        before[N_COUNTS + 2 * r + 1] = s.rank[c, TIME_PRECHARGED, r]
+        before[place] = s.rank[c, TIME_ACTIVE, r]
+        before[place + 1] = s.rank[c, TIME_PRECHARGED, r]
+        place += 2
 
 
 @leaf
@@ -296,7 +314,7 @@ def leap(t, s, c, now, until):
     length = describe(
         t, x, s.bank[c], s.ready[c], s.near[c], s.rank[c], s.ring[c], s.entry[c], s.memo_word, burst, p, d, now
     )
-    if length == 0:
+    if length == 0 or x[OVERDUE] >= 0:
         x[MARK] = -1
         return now
     era = s.memo_count[1]
@@ -309,8 +327,11 @@ def leap(t, s, c, now, until):
         and era == s.memo_count[1]
         and x[MARK_ERA] == era
         and x[MARK_BURST] + t.steady == burst
-        and s.mark_count[c, REF] == s.count[c, REF]
-        and s.mark_count[c, PREA] == s.count[c, PREA]
+        and (
+            x[LAST_END] != s.mark_count[c, BEFORE_LAST_END] or s.count[c, BUSY] == s.mark_count[c, BEFORE_COUNTS + BUSY]
+        )
+        and s.mark_count[c, BEFORE_COUNTS + REF] == s.count[c, REF]
+        and s.mark_count[c, BEFORE_COUNTS + PREA] == s.count[c, PREA]
     ):
         learn(s, c, p, known, now)
     x[MARK] = -1
@@ -331,16 +352,16 @@ def leap(t, s, c, now, until):
         burst += t.steady
         segment[CURSOR, p] = burst
         segment[REMAINING, p] -= t.steady
-        segment[WANTED, p] -= t.steady
+        segment[WANTED, p] -= after[SERVED]
         x[NEXT_AGE] += t.steady
         if after[AFTER_LAST_END] != UNTOUCHED:
-            x[LAST_END] = now + after[AFTER_LAST_END]
+            x[LAST_END] = max(x[LAST_END], now + after[AFTER_LAST_END])
         if after[AFTER_LAST_READ] != UNTOUCHED:
-            x[LAST_READ_END] = now + after[AFTER_LAST_READ]
+            x[LAST_READ_END] = max(x[LAST_READ_END], now + after[AFTER_LAST_READ])
         if after[AFTER_LAST_WRITE] != UNTOUCHED:
             x[LAST_WRITE] = now + after[AFTER_LAST_WRITE]
         if after[AFTER_DATA_END] != UNTOUCHED:
-            segment[DATA_END, p] = now + after[AFTER_DATA_END]
+            segment[DATA_END, p] = max(segment[DATA_END, p], now + after[AFTER_DATA_END])
         for i in range(N_COUNTS):
             s.count[c, i] += after[AFTER_COUNTS + i]
         n = AFTER_COUNTS + N_COUNTS
@@ -370,6 +391,6 @@ def leap(t, s, c, now, until):
             choose(t, s.bank[c], s.ready[c], s.rank[c], s.entry[c], b, np.int64(0))
             choose(t, s.bank[c], s.ready[c], s.rank[c], s.entry[c], b, np.int64(1))
     if s.memo_after[known, TICKS] < 0:
-        mark(s, c, known, burst, now)
+        mark(s, c, p, known, burst, now)
         x[MARK_ERA] = s.memo_count[1]
     return now

@@ -29,7 +29,9 @@ QUEUED_R, QUEUED_W, FREE_R, FREE_W, NEXT_AGE = 5, 6, 7, 8, 9
 SEGMENT, SEGMENTS, LAST_END, LAST_WRITE, LOGGED = 10, 11, 12, 13, 14
 WAITING_REFRESH, DUE, LAST_READ_END, BEST_TICK, BEST, STALE = 15, 16, 17, 18, 19, 20
 MARK, MARK_TICK, MARK_BURST, MARK_ERA = 21, 22, 23, 24
-N_SCALARS = 25
+# Direction that the next command serves, the entry past the age limit (-1: none), no later than the next one will be.
+SIDE, OVERDUE, URGENT_FROM = 25, 26, 27
+N_SCALARS = 28
 
 # Per bank (`ChannelState.bank`): open row (-1: closed), column commands since ACT, request lists and, for either
 # direction, what the bank's best request wants: command, entry, its order among commands that are ready at once (class,
@@ -48,6 +50,9 @@ CLASS_SHIFT = 44
 ORDER_BITS = 46
 ORDER_MASK = 2**ORDER_BITS - 1
 MOST_AHEAD = 2**16 - 1
+
+# In place of a command: look again, as a read may be overdue. After refreshes and before all others; of bank 0.
+RECHECK = 1 << BANK_BITS
 
 # Per rank (`ChannelState.rank`).
 OPEN, SINCE, NEXT_DUE, WAITS, TIME_ACTIVE, TIME_PRECHARGED, TIME_REFRESH = 0, 1, 2, 3, 4, 5, 6
@@ -97,6 +102,7 @@ class DramTables(NamedTuple):
     read_entries: int
     write_entries: int
     cap: int
+    age_limit: int
     drain_high: int
     drain_low: int
     low_bits: int  # -1: decode by pieces
@@ -130,7 +136,7 @@ class ChannelState(NamedTuple):
     done_count: np.ndarray  # [C]
     log: np.ndarray  # [C, capacity, LOG_FIELDS]: kind, tick, rank, bank group, bank, row
     request_done: np.ndarray  # [requests of a trace]
-    mark_count: np.ndarray  # [C, N_COUNTS + 2 * ranks]: counters at the last point whose sequel is to be learnt
+    mark_count: np.ndarray  # [C, 5 + N_COUNTS + 2 * ranks]: counters at the last point whose sequel is to be learnt
     memo_word: np.ndarray  # [words]: the state looked for; this and all below are shared by the classes
     memo_state: np.ndarray  # [states, words + 1]: known states, and their length
     memo_after: np.ndarray  # [states, ...]: what followed each, see `dram_steady`
