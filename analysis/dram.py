@@ -61,6 +61,7 @@ BANK_ROWS = 256
 CLOSE_UP = 320
 """Ticks that the close-up shows."""
 
+
 @dataclass(frozen=True)
 class DramResult:
     """A folder of `unit dram`; tables are read when first asked for. Every reader raises ConfigError."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from sim.execute import execute
 from sim.hardware import Hardware
 from sim.lower import lower_pass
-from sim.lower.lowering import check_capacity
+from sim.lower.lowering import check_capacity, check_tiers
 from sim.mapper import SimulatedMapper
 from sim.passes import PassResult
+from sim.tiers import DEVICE
 from workloads.trace import Block, Pass
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ def simulate(
 
     began = time.perf_counter()
     trace = workload.trace()
-    check_capacity(machine, trace.weight_bytes, trace.kv_bytes, f"{trace.model} (batch {trace.batch})")
+    what = f"{trace.model} (batch {trace.batch})"
+    weights = trace.weight_bytes_by_tier
+    check_capacity(machine, weights.pop(DEVICE, 0), trace.kv_bytes, what)
+    check_tiers(machine, weights, what)
     engine = engine or Engine(machine)
     passes = []
     for number, work in enumerate(trace.passes):

@@ -7,7 +7,6 @@ commands by level, the address decoder, refresh phases) is worked out here, once
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sim.catalog import find, is_path
-from sim.config import Document, apply_overrides, build, load_yaml
+from sim.base import load_based
+from sim.config import Document, apply_overrides, build
 from sim.errors import ConfigError, not_among
 from sim.expression import evaluate
 from sim.units import Bytes, Current, Frequency, Voltage
@@ -309,7 +308,7 @@ def load_memory(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
 
     Raises ConfigError for anything wrong in the file, in those it is based on, or in the overrides.
     """
-    document = _with_base(find("memory", name_or_path), ())
+    document = load_based("memory", name_or_path)
     changes: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         _check_setting(document, key)
@@ -332,36 +331,6 @@ def _check_setting(document: Document, key: str) -> None:
     if first == "timings" and isinstance(timings, dict) and rest and rest not in timings:
         message = not_among("timing", rest, timings, most=40)
         raise ConfigError(f"{message} (set by an override)", file=document.path, key=key)
-
-
-def _with_base(path: Path, seen: tuple[Path, ...]) -> Document:
-    document = load_yaml(path)
-    data = dict(document.data)
-    base = data.pop("base", None)
-    if base is None:
-        return document
-    if not isinstance(base, str):
-        raise document.error("must be the name or path of a memory", "base")
-    if path in seen:
-        raise document.error("is based on itself", "base")
-    try:
-        below_path = find("memory", path.parent / base if is_path(base) else base)
-    except ConfigError as error:
-        raise document.error(error.message, "base") from None
-    below = _with_base(below_path, (*seen, path))
-    return replace(
-        document,
-        data=_merged(below.data, data),
-        sources={**below.sources, **document.sources},
-    )
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
 
 
 def split_range(

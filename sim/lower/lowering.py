@@ -4,12 +4,13 @@ report.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.config import ConfigError
 from sim.hardware import Hardware
-from sim.lower.block import lower_block
-from sim.lower.builder import PER_CORE, Unit
+from sim.lower.block import lower_block, without_tier
+from sim.lower.builder import PER_CORE, Unit, link_units
 from sim.lower.homes import CARRIED, on_chip
 from sim.lower.link import Linked, link
 from sim.lower.scope import Context, Mapper
@@ -40,16 +41,19 @@ def scratchpad_bytes(machine: Hardware, keeps_activations: bool) -> int:
 
 
 def units(machine: Hardware) -> list[tuple[int, int]]:
-    """Tasks at once and window in bytes of each unit: the cores' units in order, then the one that joins tasks."""
+    """Tasks at once and window in bytes of each unit: the cores', those of links, the one that joins."""
     dma = machine.dma
     window = int(dma.window)
     core = {Unit.ARRAY: (1, 0), Unit.VECTOR: (1, 0), Unit.LOAD: (dma.loads, window), Unit.STORE: (dma.stores, window)}
-    return [core[unit] for _ in range(machine.cores) for unit in Unit] + [(_UNLIMITED, 0)]
+    cores = [core[unit] for _ in range(machine.cores) for unit in Unit]
+    return [*cores, *((row.slots, 0) for row in link_units(machine)), (_UNLIMITED, 0)]
 
 
 def write_units(machine: Hardware) -> frozenset[int]:
     """Numbers of the units that write to DRAM."""
-    return frozenset(core * PER_CORE + Unit.STORE for core in range(machine.cores))
+    ports = len(link_units(machine))
+    port = {machine.cores * PER_CORE + ports - 1} if ports else set()
+    return frozenset({core * PER_CORE + Unit.STORE for core in range(machine.cores)} | port)
 
 
 def check_capacity(machine: Hardware, weight_bytes: int, kv_bytes: int, what: str) -> None:
@@ -63,6 +67,20 @@ def check_capacity(machine: Hardware, weight_bytes: int, kv_bytes: int, what: st
             f"{capacity / gib:.1f} GiB",
             key="memory.channels",
         )
+
+
+def check_tiers(machine: Hardware, tier_bytes: Mapping[str, int], what: str) -> None:
+    """Raise ConfigError if weights live in a tier that the machine lacks, or that is too small for them."""
+    for name, size in tier_bytes.items():
+        if name not in machine.tiers:
+            raise ConfigError(f"{what} has weights in tier {name!r}, but {without_tier(machine)}", key="tiers")
+        capacity = machine.tier_data[name].capacity
+        if size > capacity:
+            raise ConfigError(
+                f"{what} has {size / 2**30:.1f} GiB of weights in tier {name!r}, but {machine.tiers[name].tier} of "
+                f"{machine.name} holds {capacity / 2**30:.1f} GiB",
+                key=f"tiers.{name}",
+            )
 
 
 def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = True) -> Lowered:
@@ -123,6 +141,7 @@ def unit_rows(machine: Hardware, formats: set[str]) -> tuple[UnitRow, ...]:
         )
     return (
         *rows,
+        *link_units(machine),
         UnitRow("sync", "sync", _UNLIMITED, 0.0, "none"),
         UnitRow("memory", "memory", machine.memory.channels, memory, "byte"),
     )
