@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis import dram
 from analysis.energy import energy
 from analysis.roofline import roofline
 from analysis.style import save
@@ -26,12 +28,18 @@ def draw_all(folder: str | Path, formats: Sequence[str] = ("png",)) -> list[Path
 
     Raises ConfigError where the folder holds no result of this version.
     """
-    result = read_result(folder)
+    figures: list[tuple[str, Callable[[], Figure]]]
+    if dram.is_dram_result(folder):
+        run = dram.read_dram_result(folder)
+        figures = [(name, partial(draw, run)) for name, draw in dram.FIGURES.items()]
+    else:
+        result = read_result(folder)
+        figures = [(name, partial(draw, result)) for name, draw in FIGURES.items()]
     written = []
-    for name, draw in FIGURES.items():
-        drawn = draw(result)
+    for name, picture in figures:
+        drawn = picture()
         for ending in formats:
-            path = result.folder / f"{name}.{ending}"
+            path = Path(folder) / f"{name}.{ending}"
             save(drawn, path)
             written.append(path)
     return written

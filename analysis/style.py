@@ -45,6 +45,7 @@ COMPONENTS = {
     "scratchpad": GREEN,
     "wire": SKY,
     "dram": BLUE,
+    "link": PURPLE,
     "leakage": GREY,
 }
 

@@ -79,8 +79,9 @@ def timeline(result: Result) -> Figure:
         upper = 0.27 * rows / height
         lower = 0.27 * (rows + lanes) / height
         bottom = 0.78 / height
-        top = drawn.add_axes((0.105, bottom + lower + 0.62 / height, 0.84, upper))
-        zoom = drawn.add_axes((0.105, bottom, 0.84, lower))
+        left = max(0.105, 0.018 + 0.0098 * max(map(len, units), default=0))
+        top = drawn.add_axes((left, bottom + lower + 0.62 / height, 0.945 - left, upper))
+        zoom = drawn.add_axes((left, bottom, 0.945 - left, lower))
         _whole(top, events, list(units), result, window)
         if window:
             _slices(zoom, events, units, spans, window)

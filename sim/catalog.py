@@ -15,6 +15,7 @@ from sim.errors import ConfigError, not_among
 FOLDERS: Final = {
     "hardware": ("hwconfigs", "machines"),
     "memory": ("hwconfigs", "memories"),
+    "tier": ("hwconfigs", "tiers"),
     "energy": ("hwconfigs", "energy"),
     "model": ("workloads", "models"),
     "workload": ("workloads", "scenarios"),

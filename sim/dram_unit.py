@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.document import read_text
 from sim.errors import ConfigError
+from sim.output import check_target
 from sim.standards import Memory, Policy, compile_memory, load_memory, new_state
 
 if TYPE_CHECKING:
@@ -19,11 +21,12 @@ if TYPE_CHECKING:
 
 
 class Requests(NamedTuple):
-    """A trace as columns, one entry a request: byte address, whether it writes, earliest clock."""
+    """A trace as columns, one entry a request: byte address, whether it writes, earliest clock, and its file's line."""
 
     address: NDArray[np.int64]
     is_write: NDArray[np.int64]
     earliest: NDArray[np.int64]
+    line: NDArray[np.int64] | None = None
 
 
 class Replay(NamedTuple):
@@ -58,6 +61,7 @@ def read_trace(path: str | Path) -> Requests:
     address: list[int] = []
     is_write: list[int] = []
     earliest: list[int] = []
+    where_from: list[int] = []
     kinds = {"LD": 0, "ST": 1}
     for number, line in enumerate(lines, 1):
         words = line.split()
@@ -68,10 +72,11 @@ def read_trace(path: str | Path) -> Requests:
             is_write.append(kinds[kind])
             address.append(int(where, 0))
             earliest.append(int(when))
+            where_from.append(number)
         except (ValueError, KeyError):
             raise ConfigError(
-                f"{line.strip()!r} is no request: write LD or ST, a byte address (decimal or 0x hex) and, if wanted, "
-                "the earliest clock",
+                f"{shorten(line, 60)!r} is no request: write LD or ST, a byte address (decimal or 0x hex) and, if "
+                "wanted, the earliest clock",
                 file=path,
                 line=number,
             ) from None
@@ -81,7 +86,7 @@ def read_trace(path: str | Path) -> Requests:
                 raise ConfigError(f"{what} {written} is out of range: 0 to 2^56 - 1", file=path, line=number)
     if not address:
         raise ConfigError("holds no request", file=path)
-    return Requests(np.array(address, np.int64), np.array(is_write, np.int64), np.array(earliest, np.int64))
+    return Requests(*(np.array(column, np.int64) for column in (address, is_write, earliest, where_from)))
 
 
 def replay_requests(
@@ -110,8 +115,10 @@ def replay_requests(
         i = int(beyond[0])
         raise ConfigError(
             f"request {i + 1} has address {int(requests.address[i]):#x}, but {channels} channel"
-            f"{'s' if channels > 1 else ''} of {memory.name} end at {capacity:#x}"
+            f"{'s' if channels > 1 else ''} of {memory.name} end at {capacity:#x}",
+            line=None if requests.line is None else int(requests.line[i]),
         )
+    in_flight = min(in_flight, len(requests.address))
     tables = compile_memory(memory, steady)
     burst = requests.address // memory.burst_bytes
     if not follow and channels == 1 and in_flight == 0 and not requests.earliest.any():
@@ -147,26 +154,41 @@ def run(
     in_flight: int = 0,
     check: bool = False,
     before: Callable[[], None] | None = None,
+    output: str | Path | None = None,
+    window_ps: int | None = None,
 ) -> dict[str, Any]:
     """Serve the file `trace` on `memory` and return what `opcycle unit dram --json` prints.
 
     `overrides` are settings of the memory (`policy`, `queue`, `mapping`, `timings.tRFC` ...); `in_flight` limits the
     requests under way; `check` counts rule violations with the independent checker; `before` is called when the input
-    has proved right and the simulation begins. Raises ConfigError.
+    has proved right and the simulation begins. Into the folder `output` go tables by channel, bank and window of
+    `window_ps`, and pictures (see `sim.dram_report`). Raises ConfigError.
     """
     loaded = load_memory(memory, overrides)
+    try:
+        loaded.check_channels(channels)
+    except ConfigError as error:
+        raise ConfigError(error.message, file=f"memory {loaded.name}", key=error.key) from None
+    if output is not None:
+        check_target(output)
     requests = read_trace(trace)
     if before is not None:
         before()
     try:
-        log = 16 * len(requests.address) + 4096 if check else 0
+        record = check or output is not None
+        log = 16 * len(requests.address) + 4096 if record else 0
         replayed = replay_requests(loaded, requests, channels, in_flight, log, follow=False)
-        while check and (replayed.state.scalar[:, _logged()] >= log).any():
+        while record and (replayed.state.scalar[:, _logged()] >= log).any():
             log *= 2
             replayed = replay_requests(loaded, requests, channels, in_flight, log, follow=False)
     except ConfigError as error:
-        raise ConfigError(error.message, file=error.file or str(trace), key=error.key) from None
-    return summary(loaded, requests, replayed, check)
+        raise ConfigError(error.message, file=error.file or trace, key=error.key, line=error.line) from None
+    result = summary(loaded, requests, replayed, check)
+    if output is not None:
+        from sim.dram_report import write_report
+
+        write_report(output, loaded, Path(trace).name, replayed, result, window_ps)
+    return result
 
 
 def _logged() -> int:

@@ -20,6 +20,7 @@ from sim.energy_row import COMPONENTS, EnergyRow
 from sim.energy_tables import EnergyTable, load_table, mac_cost, source_text
 from sim.joins import advances_ps, spans_ps, work_by_operator
 from sim.passes import MemoryCounts, PassResult
+from sim.tiers import tier_document
 
 if TYPE_CHECKING:
     from sim.hardware import Hardware
@@ -170,8 +171,56 @@ def energy_rows(
         time_ps += result.repeat * result.schedule.makespan_ps
     rows = on_chip_rows(rates, macs, totals or dict.fromkeys(_NO_WORK, 0), time_ps)
     rows += dram_rows(machine.dram, total_counts(passes), machine.energy.dram_io)
+    rows += link_rows(machine, passes)
     rows = [row for row in rows if row.count]
     return sorted(rows, key=lambda row: COMPONENTS.index(row.component))
+
+
+def link_rows(machine: Hardware, passes: Sequence[PassResult]) -> list[EnergyRow]:
+    """Rows of further memories: for every bit moved the link, and the memory's side by direction."""
+    bits: dict[tuple[str, bool], int] = {}
+    for result in passes:
+        for (name, read), column in _link_bits(result).items():
+            bits[name, read] = bits.get((name, read), 0) + result.repeat * int(column.sum())
+    rows = []
+    for name in dict.fromkeys(name for name, _ in bits):
+        tier, use = machine.tier_data[name], machine.tiers[name]
+        document = tier_document(use.tier, dict(use.settings))
+        moved = bits.get((name, True), 0) + bits.get((name, False), 0)
+        rows.append(
+            EnergyRow("link", f"{name} link", moved, "bit", tier.link_energy, source_text(document, "link_energy"))
+        )
+        for read, word in ((True, "read"), (False, "write")):
+            each = tier.memory_pj_per_bit(read)
+            text = source_text(document, f"{word}.energy")
+            if tier.sizes:
+                text += f"; {source_text(document, 'sizes')}"
+            rows.append(EnergyRow("link", f"{name} {word}", bits.get((name, read), 0), "bit", each, text))
+    return rows
+
+
+def _link_bits(result: PassResult) -> dict[tuple[str, bool], NDArray[np.int64]]:
+    """Bits that each operator moves over each link: {(tier, towards the device): int64[operators]}."""
+    found: dict[tuple[str, bool], NDArray[np.int64]] = {}
+    if not any(unit.kind == "link" for unit in result.units):
+        return found
+    column = np.zeros(len(result.ops), np.int64)
+    np.add.at(column, result.tasks.op, 8 * result.tasks.link_bytes)
+    for name in dict.fromkeys(op.decisions["link"] for op in result.ops if "link" in op.decisions):
+        for read in (True, False):
+            word = "read" if read else "write"
+            of = [op.decisions.get("link") == name and op.decisions["direction"] == word for op in result.ops]
+            found[name, read] = np.where(of, column, 0)
+    return found
+
+
+def _link_pj(machine: Hardware, result: PassResult) -> NDArray[np.float64]:
+    """Picojoules of each operator's transfers."""
+    total = np.zeros(len(result.ops))
+    for (name, read), bits in _link_bits(result).items():
+        tier = machine.tier_data[name]
+        total += bits * (tier.link_energy + tier.memory_pj_per_bit(read))
+    return total
 
 
 _NO_WORK = ("vector_ops", "sram_read_bytes", "sram_write_bytes", "accumulator_bytes")
@@ -244,6 +293,7 @@ def operator_energy_j(
             "scratchpad": once * (reads * rates.sram_read_pj_per_byte + writes * rates.sram_write_pj_per_byte),
             "wire": once * (reads + writes) * rates.wire_pj_per_byte,
             "dram": total["dram"] * dram[i],
+            "link": once * _link_pj(machine, result),
             "leakage": total["leakage"] * leakage[i],
         }
         parts.append({component: np.asarray(joules[component], np.float64) for component in COMPONENTS})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-COMPONENTS = ("array", "vector", "accumulator", "scratchpad", "wire", "dram", "leakage")
+COMPONENTS = ("array", "vector", "accumulator", "scratchpad", "wire", "dram", "link", "leakage")
 """Where energy goes, from the arithmetic outwards; the order of every table and picture."""
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sim.execute import execute
 from sim.hardware import Hardware
 from sim.lower import lower_pass
-from sim.lower.lowering import check_capacity
+from sim.lower.lowering import check_capacity, check_tiers
 from sim.mapper import SimulatedMapper
 from sim.passes import PassResult
 from workloads.trace import Block, Pass
@@ -69,6 +69,7 @@ def simulate(
     began = time.perf_counter()
     trace = workload.trace()
     check_capacity(machine, trace)
+    check_tiers(machine, trace)
     engine = engine or Engine(machine)
     passes = []
     for number, work in enumerate(trace.passes):

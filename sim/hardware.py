@@ -6,6 +6,7 @@ energy tables that it names. Checks that need several fields stand at the bottom
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from fractions import Fraction
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from sim.tiers import DEVICE, Tier, load_tier
 from sim.units import Bytes, Energy, Frequency, Length, Time
 
 if TYPE_CHECKING:
@@ -132,6 +134,14 @@ class MemoryUse(Strict):
     settings: dict[str, Any] = Field(default_factory=dict, description="values that replace those of the memory's file")
 
 
+class TierUse(Strict):
+    """A further memory behind a link, what differs from its file, and how transfers to and from it are cut."""
+
+    tier: str = Field(description="a tier's name or YAML path")
+    chunk: Bytes = Field(default=256 * 1024, gt=0, description="bytes that the link hands to the DRAM at once")
+    settings: dict[str, Any] = Field(default_factory=dict, description="values that replace those of the tier's file")
+
+
 class Software(Strict):
     """Costs that are not hardware, kept as a term of their own."""
 
@@ -164,9 +174,18 @@ class Hardware(Strict):
     attention: Literal["flash", "unfused"] = Field(description="flash: fused on chip where it fits")
     software: Software = Field(default_factory=Software)
     energy: EnergyUse
+    tiers: dict[str, TierUse] = Field(
+        default_factory=dict, description="further memories, by the name that traces give them"
+    )
 
     @model_validator(mode="after")
     def _geometry(self) -> Hardware:
+        for name in self.tiers:
+            if name == DEVICE or not re.fullmatch("[a-z][a-z0-9_]*", name):
+                raise ValueError(
+                    f"tiers.{name}: a tier's name begins with a letter and has small letters, digits and _ only; "
+                    f"{DEVICE!r} is the machine's own memory"
+                )
         tile = self.array.rows * self.array.columns
         if self.scratchpad.capacity < 4 * tile:
             raise ValueError(
@@ -186,6 +205,11 @@ class Hardware(Strict):
         from sim.standards import load_memory
 
         return load_memory(self.memory.standard, dict(_dotted(self.memory.settings)))
+
+    @cached_property
+    def tier_data(self) -> dict[str, Tier]:
+        """The further memories with their settings applied, by name."""
+        return {name: load_tier(use.tier, dict(use.settings)) for name, use in self.tiers.items()}
 
     @property
     def capacity_bytes(self) -> int:
@@ -216,10 +240,10 @@ def load_hardware(name_or_path: str | Path, overrides: dict[str, Any] | None = N
 
     Raises ConfigError for anything that the schema or the geometry does not allow.
     """
-    from sim.catalog import find
-    from sim.config import ConfigError, apply_overrides, build, load_yaml
+    from sim.base import load_based
+    from sim.config import ConfigError, apply_overrides, build
 
-    document = load_yaml(find("hardware", name_or_path))
+    document = load_based("hardware", name_or_path)
     if overrides:
         document = apply_overrides(document, overrides)
     machine = build(Hardware, document)
@@ -228,4 +252,5 @@ def load_hardware(name_or_path: str | Path, overrides: dict[str, Any] | None = N
     except ConfigError as error:
         # An unknown name has no file of its own; a fault inside the memory's file is told with that file.
         raise error if error.file else document.error(str(error), "memory") from None
+    _ = machine.tier_data
     return machine

@@ -63,6 +63,7 @@ class TaskTable:
     accumulator_bytes: ndarray
     dram_read_bytes: ndarray
     dram_write_bytes: ndarray
+    link_bytes: ndarray
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,7 +195,7 @@ class Report:
         """
         with result_folder(folder) as target:
             (target / "operators.csv").write_text(csv_text(self.operator_columns), encoding="utf-8")
-            _write_parquet(self.operator_columns, target / "operators.parquet")
+            write_parquet(self.operator_columns, target / "operators.parquet")
             (target / "energy.csv").write_text(csv_text(self.energy_columns), encoding="utf-8")
             text = "\n".join(chrome_trace(self.passes, self._timeline)) + "\n"
             (target / "timeline.json").write_text(text, encoding="utf-8")
@@ -343,7 +343,7 @@ def csv_text(columns: Columns) -> str:
     return out.getvalue()
 
 
-def _write_parquet(columns: Columns, path: Path) -> None:
+def write_parquet(columns: Columns, path: Path) -> None:
     """Columns as Parquet, typed by their values. The CSV reader fills the table: other ways in would import pandas."""
     import pyarrow as pa
     import pyarrow.csv as pc

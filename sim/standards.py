@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sim.catalog import find, is_path
-from sim.config import Document, apply_overrides, build, load_yaml
+from sim.base import load_based
+from sim.config import Document, apply_overrides, build
 from sim.errors import ConfigError, not_among
 from sim.expression import evaluate
 from sim.units import Bytes, Current, Frequency, Voltage
@@ -403,7 +403,7 @@ def load_memory(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
 
     Raises ConfigError for anything wrong in the file, in those it is based on, or in the overrides.
     """
-    document = _with_base(find("memory", name_or_path), ())
+    document = load_based("memory", name_or_path)
     asked = dict(overrides or {})
     policy = str(asked.get("policy", asked.get("controller.policy", "")))
     data = dict(document.data)
@@ -413,6 +413,7 @@ def load_memory(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     if isinstance(own, dict):
         changes.update(own.get(policy, {}))
     for key, value in asked.items():
+        _check_setting(document, key)
         for target in SHORT_KEYS.get(key, (key,)):
             changes[target] = value
         if key == "queue" and str(value).isdecimal():
@@ -431,34 +432,17 @@ def _marks(policy: str, entries: int) -> tuple[int, int]:
     return max(1, entries * 4 // 5), entries // 5
 
 
-def _with_base(path: Path, seen: tuple[Path, ...]) -> Document:
-    document = load_yaml(path)
-    data = dict(document.data)
-    base = data.pop("base", None)
-    if base is None:
-        return document
-    if not isinstance(base, str):
-        raise document.error("must be the name or path of a memory", "base")
-    if path in seen:
-        raise document.error("is based on itself", "base")
-    try:
-        below_path = find("memory", path.parent / base if is_path(base) else base)
-    except ConfigError as error:
-        raise document.error(error.message, "base") from None
-    below = _with_base(below_path, (*seen, path))
-    return replace(
-        document,
-        data=_merged(below.data, data),
-        sources={**below.sources, **document.sources},
-    )
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
+def _check_setting(document: Document, key: str) -> None:
+    """Refuse a setting whose name is no section and no short key, or a timing that the file does not have."""
+    first, _, rest = key.partition(".")
+    sections = {field.alias or name for name, field in Memory.model_fields.items()}
+    if first not in sections and key not in SHORT_KEYS:
+        message = not_among("key", first, [*SHORT_KEYS, *sections])
+        raise ConfigError(f"{message} (set by an override)", file=document.path, key=key)
+    timings = document.data.get("timings")
+    if first == "timings" and isinstance(timings, dict) and rest and rest not in timings:
+        message = not_among("timing", rest, timings, most=40)
+        raise ConfigError(f"{message} (set by an override)", file=document.path, key=key)
 
 
 def split_range(

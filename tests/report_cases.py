@@ -56,6 +56,7 @@ COLUMNS = (
     "accumulator_bytes",
     "dram_read_bytes",
     "dram_write_bytes",
+    "link_bytes",
 )
 
 

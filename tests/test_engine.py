@@ -234,7 +234,7 @@ def test_work_between_devices_is_refused():
     reduce = CollectiveAttrs("all_reduce", 32, 2)
     with pytest.raises(ConfigError, match="reduce is a collective.*no links"):
         Engine(machine("ws")).run(_single(Op("reduce", OpKind.COLLECTIVE, "comm", (x,), (y,), reduce)))
-    with pytest.raises(ConfigError, match="one memory"):
+    with pytest.raises(ConfigError, match="fetch moves from 'host' to 'device', but small has no further memory"):
         move = TransferAttrs("host", "device", 32)
         Engine(machine("ws")).run(_single(Op("fetch", OpKind.TRANSFER, "comm", (x,), (y,), move)))
 

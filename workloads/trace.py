@@ -346,6 +346,23 @@ class Trace:
         """Number of weights that the trace uses, tied ones counted once."""
         return sum(times * tensor.resident_elements for tensor, times in self._weights().values())
 
+    @property
+    def weight_bytes_by_tier(self) -> dict[str, int]:
+        """Bytes of all weights by the tier that they live in; copies that transfers make are not counted again."""
+        made = {
+            (p.model or self.model, tensor.name)
+            for p in self.passes
+            for block in p.blocks
+            for op in block.ops
+            if op.kind is OpKind.TRANSFER
+            for tensor in op.outputs
+        }
+        found: dict[str, int] = {}
+        for key, (tensor, times) in self._weights().items():
+            if tensor.tier != "device" or key not in made:
+                found[tensor.tier] = found.get(tensor.tier, 0) + times * tensor.resident_bytes
+        return found
+
     def _weights(self) -> dict[tuple[str, str], tuple[Tensor, int]]:
         """Weight tensor and number of copies, by (model, name)."""
         found: dict[tuple[str, str], tuple[Tensor, int]] = {}

@@ -24,6 +24,7 @@ class Kind(StrEnum):
     models = "models"
     workloads = "workloads"
     memories = "memories"
+    tiers = "tiers"
 
 
 class Schema(StrEnum):
@@ -33,6 +34,7 @@ class Schema(StrEnum):
     workload = "workload"
     trace = "trace"
     memory = "memory"
+    tier = "tier"
     energy = "energy"
     model = "model"
     dram_energy = "dram-energy"
@@ -90,11 +92,15 @@ def _validate(kind: Schema, file: Path) -> None:
     if kind is Schema.hardware:
         from sim.hardware import load_hardware
 
-        _ = load_hardware(file).dram
+        load_hardware(file)
     elif kind is Schema.memory:
         from sim.standards import load_memory
 
         load_memory(file)
+    elif kind is Schema.tier:
+        from sim.tiers import load_tier
+
+        load_tier(file)
     elif kind is Schema.energy:
         from sim.energy_tables import load_table
 
@@ -126,6 +132,7 @@ def schema(kind: Annotated[Schema, typer.Argument(help="What to describe.")]) ->
 _MODELS = {
     Schema.hardware: ("sim.hardware", "Hardware"),
     Schema.memory: ("sim.standards", "Memory"),
+    Schema.tier: ("sim.tiers", "Tier"),
     Schema.energy: ("sim.energy_tables", "EnergyTable"),
     Schema.dram_energy: ("sim.energy_tables", "DramInterfaces"),
     Schema.model: ("workloads.models", "Model"),
@@ -282,13 +289,36 @@ def _memory_rows() -> list[dict[str, Any]]:
     return rows
 
 
+def _tier_rows() -> list[dict[str, Any]]:
+    from sim.catalog import names
+    from sim.tiers import load_tier
+
+    rows = []
+    for name in names("tier"):
+        tier = load_tier(name)
+        rows.append(
+            {
+                "name": name,
+                "capacity_bytes": tier.capacity,
+                "read_bytes_per_s": float(tier.read.bandwidth),
+                "read_latency_s": tier.latency_ps(True) / 1e12,
+                "write_bytes_per_s": float(tier.write.bandwidth),
+                "write_latency_s": tier.latency_ps(False) / 1e12,
+                "description": tier.description,
+            }
+        )
+    return rows
+
+
 _LISTS: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
     Kind.hardware: _hardware_rows,
     Kind.models: _model_rows,
     Kind.workloads: _workload_rows,
     Kind.memories: _memory_rows,
+    Kind.tiers: _tier_rows,
 }
-_CATALOG = {Kind.hardware: "hardware", Kind.models: "model", Kind.workloads: "workload", Kind.memories: "memory"}
+_CATALOG = {Kind.hardware: "hardware", Kind.models: "model", Kind.workloads: "workload", Kind.memories: "memory",
+            Kind.tiers: "tier"}  # fmt: skip
 
 
 def _show_one(kind: Kind, name: str, json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sim.cli.printing import engineering, print_json, print_table, say_if_kernels_are_new
+from sim.errors import ConfigError
 
 unit = typer.Typer(name="unit", help="Run one component on its own.", pretty_exceptions_enable=False)
 
@@ -40,14 +41,25 @@ def _unit(context: typer.Context) -> None:
 def dram(
     memory: Annotated[str, typer.Argument(help="A memory that ships (opcycle list memories) or a YAML file.")],
     trace: Annotated[Path, typer.Argument(help="One request a line: LD or ST, byte address, optional arrival cycle.")],
-    channels: Annotated[int, typer.Option(help="Channels that the addresses are spread over.", min=1)] = 1,
+    channels: Annotated[int, typer.Option(help="Channels that the addresses are spread over.", min=1, max=4096)] = 1,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a value of the memory: policy=frfcfs.")
     ] = None,
-    in_flight: Annotated[int, typer.Option(help="Most requests under way at once; 0 is no limit.", min=0)] = 0,
+    in_flight: Annotated[
+        int | None, typer.Option(help="Most requests under way at once; default: no limit.", min=1)
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Count timing violations with the independent checker.")
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", "--plot", metavar="DIR", help="Folder for tables by channel, bank and time, and pictures."
+        ),
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Length of a window of the tables, such as '1 us'; default at most 200 of them.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Serve a file of reads and writes on a DRAM, command by command."""
@@ -59,14 +71,35 @@ def dram(
         trace,
         channels=channels,
         overrides=settings(set_ or [], ("",))[""],
-        in_flight=in_flight,
+        in_flight=in_flight or 0,
         check=check,
         before=lambda: say_if_kernels_are_new("dram_trace.replay*"),
+        output=output,
+        window_ps=_window_ps(window),
     )
     if json:
         print_json(result)
         return
     _print_flat(f"{memory}, {channels} channel{'s' if channels > 1 else ''}: {trace}", result)
+    if output is not None:
+        names = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
+        print(f"Results in {output}/: {', '.join(n for n in names if not n.endswith('.png'))}")
+        print(f"Pictures: {', '.join(str(output / n) for n in names if n.endswith('.png'))}")
+
+
+def _window_ps(text: str | None) -> int | None:
+    """A time from the command line in picoseconds. Raises ConfigError."""
+    if text is None:
+        return None
+    from sim.units import TIME_UNITS, reader
+
+    try:
+        length = reader("a time", TIME_UNITS)(text)
+    except ValueError as error:
+        raise ConfigError(f"--window {error}") from None
+    if not length:
+        raise ConfigError(f"--window {text!r} is zero, but a window must be longer")
+    return length
 
 
 @unit.command()

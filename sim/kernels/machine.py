@@ -143,7 +143,7 @@ def run(prog, result, tables, state, num, den):
             for k in range(1, classes):
                 if due[k] < due[c]:
                     other = min(other, due[c])
-                    c = k
+                    c = np.int64(k)
                 else:
                     other = min(other, due[k])
             # What a channel completes at the moment of an event belongs to that moment, so it is found out before.

@@ -5,12 +5,15 @@ from __future__ import annotations
 from fractions import Fraction
 
 from sim.config import ConfigError
+from sim.hardware import Hardware
 from sim.lower import attention, matmul
 from sim.lower.builder import Space, Template, Unit, Work
 from sim.lower.compute import Bits, whole
 from sim.lower.homes import CARRIED, Home, groups
 from sim.lower.moves import Operand, lower_custom, lower_move, lower_scatter, lower_vector
 from sim.lower.scope import Context, Scope, accumulator_bytes, width
+from sim.lower.transfer import lower_transfer
+from sim.tiers import DEVICE
 from workloads.trace import (
     AttentionAttrs,
     Block,
@@ -24,6 +27,7 @@ from workloads.trace import (
     ReduceAttrs,
     Role,
     Tensor,
+    TransferAttrs,
 )
 
 # Knuth's multiplicative hash: which rows of a table are looked up is data; a fixed spread stands for it.
@@ -53,6 +57,15 @@ def lower_block(block: Block, context: Context) -> Template:
 
 def _lower(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
     op = scope.ops[numbers[0]]
+    if op.kind is OpKind.TRANSFER:
+        return _transfer(scope, op)
+    for tensor in (t for i in numbers for o in (scope.ops[i],) for t in (*o.inputs, *o.outputs)):
+        if tensor.tier != DEVICE:
+            raise ConfigError(
+                f"operator {op.name} works on {tensor.name}, which lives in tier {tensor.tier!r}; move it to or from "
+                "the device with a transfer",
+                key=f"{scope.block_name}.{op.name}",
+            )
     if op.kind is OpKind.MATMUL:
         return _matmul(scope, numbers)
     if op.kind is OpKind.ATTENTION:
@@ -66,9 +79,74 @@ def _lower(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(op.attrs, CollectiveAttrs) and op.attrs.group == 1:
         return scope.settle([(t, scope.target(t)) for t in op.outputs], [scope.builder.sync(scope.waits(op.inputs))])
     raise ConfigError(
-        f"operator {op.name} is a {op.kind}, but {scope.machine.name} is one device with one memory and has no links",
+        f"operator {op.name} is a {op.kind}, but {scope.machine.name} is one device and has no links to others",
         key=f"{scope.block_name}.{op.name}",
     )
+
+
+def without_tier(machine: Hardware) -> str:
+    """Says which further memories a machine has."""
+    return f"{machine.name} has {' and '.join(machine.tiers) if machine.tiers else 'no further memory'} (tiers)"
+
+
+def _transfer(scope: Scope, op: Op) -> tuple[int, ...]:
+    """Over a link from or to the device; it begins with its block, when what it moves is there."""
+    b, attrs = scope.builder, op.attrs
+    assert isinstance(attrs, TransferAttrs)
+    key = f"{scope.block_name}.{op.name}"
+    ends = (attrs.source_tier, attrs.target_tier)
+    away = [name for name in ends if name != DEVICE]
+    if len(away) != 1:
+        raise ConfigError(
+            f"operator {op.name} moves from {ends[0]!r} to {ends[1]!r}, but every link ends at {DEVICE!r}", key=key
+        )
+    name = away[0]
+    if name not in scope.machine.tiers:
+        raise ConfigError(
+            f"operator {op.name} moves from {ends[0]!r} to {ends[1]!r}, but {without_tier(scope.machine)}", key=key
+        )
+    for side, tensors in zip(ends, (op.inputs, op.outputs), strict=True):
+        for tensor in tensors:
+            if tensor.tier != side:
+                raise ConfigError(
+                    f"operator {op.name} moves from {ends[0]!r} to {ends[1]!r}, but {tensor.name} is in "
+                    f"{tensor.tier!r}",
+                    key=key,
+                )
+    into = attrs.target_tier == DEVICE
+    homes = [_arrival(scope, t) for t in op.outputs] if into else [scope.home(t) for t in op.inputs]
+    start = [scope.first]
+    for tensor in op.inputs:
+        known = tensor.tier == DEVICE or tensor.name in scope.homes
+        start.extend(scope.home(tensor).ready if known else ())
+    start = [b.sync(dict.fromkeys(start), launch)] if (launch := int(scope.machine.software.launch)) else start
+    here = op.outputs if into else op.inputs
+    pieces: list[tuple[Space, int, int]] | None = [
+        (home.space, home.offset, t.bytes) for home, t in zip(homes, here, strict=True) if not home.on_chip
+    ]
+    if homes and all(home.on_chip for home in homes):
+        pieces = None
+    elif pieces is not None and sum(size for _, _, size in pieces) != attrs.bytes:
+        pieces = [(Space.ACTIVATION, b.region(Space.ACTIVATION, attrs.bytes), attrs.bytes)]
+    tasks = lower_transfer(b, name, into, attrs.bytes, pieces, dict.fromkeys(start))
+    b.decide(link=name, direction="read" if into else "write")
+    if not into:
+        # A tensor that keeps its name stays where it is as well; what has a new one can be fetched back.
+        kept = {t.name for t in op.inputs}
+        away_only = [t for t in op.outputs if t.name not in kept and t.role is not Role.KV]
+        return scope.settle([(t, Home(False)) for t in away_only], tasks)
+    done = scope.settle(list(zip(op.outputs, homes, strict=True)), tasks)
+    for tensor in op.outputs:
+        if tensor.role in (Role.WEIGHT, Role.KV):
+            scope.arrived[tensor.name] = done
+    return done
+
+
+def _arrival(scope: Scope, tensor: Tensor) -> Home:
+    """Where a tensor from a further memory goes: weights to a place that the next layer uses again."""
+    if tensor.role is Role.WEIGHT:
+        return Home(False, Space.ACTIVATION, scope.builder.region(Space.ACTIVATION, tensor.bytes))
+    return scope.target(tensor)
 
 
 def _matmul(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
@@ -85,7 +163,8 @@ def _matmul(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
     appends = [] if target.on_chip else _appends(scope, held, ops[-1].outputs if partial else ())
     epilogues, extras = _epilogues(scope, ops, attrs)
     left_home = scope.home(left)
-    right_home = Home(False, Space.WEIGHT) if right.role is Role.WEIGHT else scope.home(right)
+    resident = right.role is Role.WEIGHT and right.name not in scope.arrived
+    right_home = Home(False, Space.WEIGHT) if resident else scope.home(right)
     product = matmul.Product(
         groups=attrs.group_m or (attrs.m,) * attrs.batch,
         n=attrs.n,
@@ -101,7 +180,7 @@ def _matmul(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
     tiling = scope.context.mapper.tiling(product)
     right_at = right_home.offset
     if right.role is Role.WEIGHT:
-        right_at = b.region(Space.WEIGHT, matmul.layout_bytes(product, tiling, scope.context.align_bytes))
+        right_at = b.region(right_home.space, matmul.layout_bytes(product, tiling, scope.context.align_bytes))
     places = matmul.Places(
         left_home.offset, left_home.space, left_home.ready, right_at, right_home.space, right_home.ready,
         _result_pieces(scope, held, target, appends), extras, scope.start(ops),
@@ -242,7 +321,8 @@ def _attention(scope: Scope, op: Op) -> tuple[int, ...]:
 
 def _key_place(scope: Scope, tensor: Tensor, home: Home) -> attention.KeyPlace:
     if tensor.role is Role.KV:
-        return attention.KeyPlace(home.space, home.offset, (), scope.appended.get(tensor.name, ()))
+        arrived = scope.arrived.get(tensor.name, ())
+        return attention.KeyPlace(home.space, home.offset, arrived, scope.appended.get(tensor.name, ()))
     return attention.KeyPlace(home.space, home.offset, home.ready, ())
 
 

@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from sim.hardware import Hardware
 from sim.lower.buffers import Buffer, Ring
+from sim.passes import UnitRow
 from sim.units import cycles_to_ps
 
 
@@ -25,6 +26,46 @@ class Unit(IntEnum):
 
 
 PER_CORE = len(Unit)
+
+
+PORT_SLOTS = 4
+"""Chunks of transfers that read from DRAM, or write to it, at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Unit numbers of a tier's link by direction (the same one where the link is not duplex), and its chunk size."""
+
+    read: int
+    write: int
+    chunk: int
+
+
+def links(machine: Hardware) -> dict[str, Link]:
+    """The links of the machine's further memories; their units follow those of the cores."""
+    found = {}
+    number = machine.cores * PER_CORE
+    for name, tier in machine.tier_data.items():
+        last = number + 1 if tier.duplex else number
+        found[name] = Link(number, last, int(machine.tiers[name].chunk))
+        number = last + 1
+    return found
+
+
+def link_units(machine: Hardware) -> list[UnitRow]:
+    """The units of links, and the two that move what links carry to and from DRAM, in the order of their numbers."""
+    rows = []
+    for name, tier in machine.tier_data.items():
+        read, write = float(tier.read.bandwidth), float(tier.write.bandwidth)
+        if tier.duplex:
+            rows.append(UnitRow(f"link.{name}.read", "link", 1, read, "byte"))
+            rows.append(UnitRow(f"link.{name}.write", "link", 1, write, "byte"))
+        else:
+            rows.append(UnitRow(f"link.{name}", "link", 1, max(read, write), "byte"))
+    if rows:
+        dram = machine.peak_bytes_per_s
+        rows += [UnitRow(f"port.{direction}", "port", PORT_SLOTS, dram, "byte") for direction in ("read", "write")]
+    return rows
 
 
 class Space(IntEnum):
@@ -44,6 +85,7 @@ class Work:
     sram_read: int = 0
     sram_write: int = 0
     accumulator: int = 0
+    link: int = 0
 
 
 NOTHING = Work()
@@ -92,7 +134,8 @@ class Builder:
         self.align_bytes = align_bytes
         self.scratchpads = [Ring(scratchpad_bytes) for _ in range(machine.cores)]
         self.accumulators = [Ring(int(machine.accumulator.capacity)) for _ in range(machine.cores)]
-        self.sync_unit = machine.cores * PER_CORE
+        self.links = links(machine)
+        self.sync_unit = machine.cores * PER_CORE + len(link_units(machine))
         self.current_op = 0
         self.setup_ps = int(machine.dma.setup)
 
@@ -133,6 +176,21 @@ class Builder:
         size = sum(piece[2] for piece in pieces)
         work = Work(sram_read=size) if write else Work(sram_write=size)
         unit = core * PER_CORE + (Unit.STORE if write else Unit.LOAD)
+        return self._transfer(unit, work, pieces, after, op)
+
+    def port(self, write: bool, pieces: Sequence[tuple[Space, int, int]], after: Iterable[int]) -> int:
+        """Add a task that moves `pieces` between DRAM and a link, past the cores."""
+        return self._transfer(self.sync_unit - (1 if write else 2), NOTHING, pieces, after)
+
+    def occupy(self, unit: int, ticks_ps: int, after: Iterable[int], work: Work, tail_ps: int) -> int:
+        """Add a task that keeps `unit` busy for a time in picoseconds; its result is there `tail_ps` later."""
+        return self._add(unit, ticks_ps, tail_ps, 0, after, work)
+
+    def _transfer(
+        self, unit: int, work: Work, pieces: Sequence[tuple[Space, int, int]], after: Iterable[int],
+        op: int | None = None,
+    ) -> int:  # fmt: skip
+        size = sum(piece[2] for piece in pieces)
         number = self._add(unit, self.setup_ps, 0, 0, after, work)
         t = self.template
         t.moved[number] = size

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sim.lower.builder import Space
+from sim.tiers import DEVICE
 from workloads.trace import Block, ElementwiseAttrs, Op, OpKind, Role, Tensor
 
 CARRIED = "x"
@@ -136,7 +137,8 @@ def _keep(ops: Sequence[Op], share_bytes: int, carried: bool, outside: set[str])
         inside = {ops[i].outputs[0].name for i in part.ops[:-1]} if len(ops[part.ops[-1]].outputs) == 1 else set()
         for i in part.ops:
             for tensor in (*ops[i].inputs, *ops[i].outputs):
-                if tensor.role is Role.ACTIVATION and tensor.name not in inside and tensor.name not in outside:
+                lives = tensor.role is Role.ACTIVATION and tensor.tier == DEVICE
+                if lives and tensor.name not in inside and tensor.name not in outside:
                     size[tensor.name] = max(size.get(tensor.name, 0), tensor.resident_bytes)
                     first.setdefault(tensor.name, step)
                     last[tensor.name] = step

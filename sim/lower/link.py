@@ -46,6 +46,7 @@ class Linked:
             sram_read_bytes=w["sram_read"],
             sram_write_bytes=w["sram_write"],
             accumulator_bytes=w["accumulator"],
+            link_bytes=w["link"],
             dram_read_bytes=self.dram_read_bytes,
             dram_write_bytes=self.dram_write_bytes,
         )
@@ -67,7 +68,7 @@ def link(
     after: list[Ints] = []
     columns: dict[str, list[Ints]] = {name: [] for name in ("unit", "ticks", "tail", "cold", "op", "moved")}
     work: dict[str, list[Ints]] = {
-        name: [] for name in ("macs", "vector_ops", "sram_read", "sram_write", "accumulator")
+        name: [] for name in ("macs", "vector_ops", "sram_read", "sram_write", "accumulator", "link")
     }
     seg_task: list[Ints] = []
     seg_start: list[Ints] = []
@@ -171,9 +172,9 @@ class _Columns:
         for name in ("seg_task", "seg_space", "seg_offset", "seg_bytes"):
             setattr(self, name, np.array(getattr(t, name), np.int64))
         rows = np.array(
-            [(w.macs, w.vector_ops, w.sram_read, w.sram_write, w.accumulator) for w in t.work], np.int64
-        ).reshape(-1, 5)
-        names = ("macs", "vector_ops", "sram_read", "sram_write", "accumulator")
+            [(w.macs, w.vector_ops, w.sram_read, w.sram_write, w.accumulator, w.link) for w in t.work], np.int64
+        ).reshape(-1, 6)
+        names = ("macs", "vector_ops", "sram_read", "sram_write", "accumulator", "link")
         self.work = {name: rows[:, i] for i, name in enumerate(names)}
 
     unit: Ints

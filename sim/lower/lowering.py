@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from sim.config import ConfigError
 from sim.hardware import Hardware
-from sim.lower.block import lower_block
-from sim.lower.builder import PER_CORE, Unit
+from sim.lower.block import lower_block, without_tier
+from sim.lower.builder import PER_CORE, Unit, link_units
 from sim.lower.homes import CARRIED, on_chip
 from sim.lower.link import Linked, link
 from sim.lower.scope import Context, Mapper
 from sim.passes import OpRow, UnitRow
+from sim.tiers import DEVICE
 from workloads.trace import Op, Pass, Role, Trace
 
 _UNLIMITED = 1 << 30
@@ -40,16 +41,19 @@ def scratchpad_bytes(machine: Hardware, keeps_activations: bool) -> int:
 
 
 def units(machine: Hardware) -> list[tuple[int, int]]:
-    """Tasks at once and window in bytes of each unit: the cores' units in order, then the one that joins tasks."""
+    """Tasks at once and window in bytes of each unit: the cores', those of links, the one that joins."""
     dma = machine.dma
     window = int(dma.window)
     core = {Unit.ARRAY: (1, 0), Unit.VECTOR: (1, 0), Unit.LOAD: (dma.loads, window), Unit.STORE: (dma.stores, window)}
-    return [core[unit] for _ in range(machine.cores) for unit in Unit] + [(_UNLIMITED, 0)]
+    cores = [core[unit] for _ in range(machine.cores) for unit in Unit]
+    return [*cores, *((row.slots, 0) for row in link_units(machine)), (_UNLIMITED, 0)]
 
 
 def write_units(machine: Hardware) -> frozenset[int]:
     """Numbers of the units that write to DRAM."""
-    return frozenset(core * PER_CORE + Unit.STORE for core in range(machine.cores))
+    ports = len(link_units(machine))
+    port = {machine.cores * PER_CORE + ports - 1} if ports else set()
+    return frozenset({core * PER_CORE + Unit.STORE for core in range(machine.cores)} | port)
 
 
 def check_capacity(machine: Hardware, trace: Trace) -> None:
@@ -57,7 +61,7 @@ def check_capacity(machine: Hardware, trace: Trace) -> None:
     memory.
     """
     capacity = machine.capacity_bytes
-    weight_bytes, kv_bytes = trace.weight_bytes, trace.kv_bytes
+    weight_bytes, kv_bytes = trace.weight_bytes_by_tier.get(DEVICE, 0), trace.kv_bytes
     passing_bytes = max((_passing_bytes(op) for p in trace.passes for b in p.blocks for op in b.ops), default=0)
     what = f"{trace.model} (batch {trace.batch})"
     if weight_bytes + kv_bytes + passing_bytes > capacity:
@@ -72,6 +76,23 @@ def check_capacity(machine: Hardware, trace: Trace) -> None:
 
 def _passing_bytes(op: Op) -> int:
     return sum(t.resident_bytes for t in (*op.inputs, *op.outputs) if t.role is Role.ACTIVATION)
+
+
+def check_tiers(machine: Hardware, trace: Trace) -> None:
+    """Raise ConfigError if weights live in a tier that the machine lacks, or that is too small for them."""
+    what = f"{trace.model} (batch {trace.batch})"
+    for name, size in trace.weight_bytes_by_tier.items():
+        if name == DEVICE:
+            continue
+        if name not in machine.tiers:
+            raise ConfigError(f"{what} has weights in tier {name!r}, but {without_tier(machine)}", key="tiers")
+        capacity = machine.tier_data[name].capacity
+        if size > capacity:
+            raise ConfigError(
+                f"{what} has {size / 2**30:.1f} GiB of weights in tier {name!r}, but {machine.tiers[name].tier} of "
+                f"{machine.name} holds {capacity / 2**30:.1f} GiB",
+                key=f"tiers.{name}",
+            )
 
 
 def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = True) -> Lowered:
@@ -132,6 +153,7 @@ def unit_rows(machine: Hardware, formats: set[str]) -> tuple[UnitRow, ...]:
         )
     return (
         *rows,
+        *link_units(machine),
         UnitRow("sync", "sync", _UNLIMITED, 0.0, "none"),
         UnitRow("memory", "memory", machine.memory.channels, memory, "byte"),
     )

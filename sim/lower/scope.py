@@ -66,6 +66,7 @@ class Scope:
         self.builder.region(Space.ACTIVATION, context.carried_bytes)
         self.homes = {CARRIED: Home(CARRIED in context.kept, Space.ACTIVATION, 0, (self.first,))}
         self.appended: dict[str, tuple[int, ...]] = {}
+        self.arrived: dict[str, tuple[int, ...]] = {}  # weights and KV caches that a transfer brings
         self.written_in_place: set[int] = set()
         self._kv: dict[str, int] = {}
         self._kv_bytes: dict[str, int] = {}
@@ -102,9 +103,11 @@ class Scope:
         return Home(False, Space.ACTIVATION, self.builder.region(Space.ACTIVATION, tensor.resident_bytes))
 
     def waits(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
-        """Tasks that produce the activations among `tensors`."""
+        """Tasks that produce the activations among `tensors`, or bring any of them from a further memory."""
+        tensors = tuple(tensors)
         passing = (t for t in tensors if t.role not in (Role.WEIGHT, Role.KV))
-        return tuple(dict.fromkeys(task for t in passing for task in self.home(t).ready))
+        ready = dict.fromkeys(task for t in passing for task in self.home(t).ready)
+        return tuple(ready | dict.fromkeys(task for t in tensors for task in self.arrived.get(t.name, ())))
 
     def start(self, ops: Iterable[Op]) -> tuple[int, ...]:
         """What the compute tasks of an operator wait for: its operands, and the launch if that costs anything."""
