@@ -182,7 +182,7 @@ SPECS = st.builds(
     dataflow=FLOWS,
     preload=st.sampled_from(cost.PRELOADS),
     count=st.integers(1, 5),
-    macs_per_pe=st.sampled_from([1, 2, 4, Fraction(3, 2)]),
+    macs_per_pe=st.sampled_from([1, 2, 4]),
     reload=st.sampled_from(["chunk", "tile"]),
     issue_floor=st.just(1),
     merge_row_cycles=st.sampled_from([None, 0, 1, 3]),
@@ -343,3 +343,9 @@ def test_impossible_vector_units_are_refused() -> None:
 def test_documented_examples() -> None:
     failures, examples = doctest.testfile(str(DATA.parents[1] / "docs" / "systolic.md"), module_relative=False)
     assert (failures, examples) == (0, 6)
+
+
+def test_a_fractional_rate_does_not_split_the_reduction() -> None:
+    assert ArraySpec(4, 4, macs_per_pe=Fraction(3, 2)).macs_per_pe == Fraction(3, 2)
+    with pytest.raises(ValueError, match="macs_per_pe must be a whole number where K is split"):
+        ArraySpec(4, 4, count=2, macs_per_pe=Fraction(3, 2), merge_row_cycles=0)

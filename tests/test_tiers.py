@@ -18,7 +18,7 @@ from sim.joins import work_by_operator
 from sim.lower.lowering import check_tiers
 from sim.passes import PassResult
 from sim.tiers import load_tier
-from workloads.trace import Block, MatmulAttrs, Op, OpKind, Pass, Role, Tensor, Trace, TransferAttrs
+from workloads.trace import Block, CustomAttrs, MatmulAttrs, Op, OpKind, Pass, Role, Tensor, Trace, TransferAttrs
 
 MIB = 1 << 20
 CHUNK = 256 * 1024
@@ -242,10 +242,17 @@ def test_work_on_what_lives_in_a_tier() -> None:
 
 def test_weights_must_fit_in_their_tier() -> None:
     machine = small()
-    check_tiers(machine, {"host": 1 << 39}, "m")
+
+    def trace(tier: str, size: int) -> Trace:
+        weight = Tensor("w", (size,), "int8", Role.WEIGHT, tier=tier)
+        x = Tensor("x", (1,), "int8", Role.ACTIVATION)
+        custom = Op("touch", OpKind.CUSTOM, "ffn", (weight,), (x,), CustomAttrs(0, 1, 0, 0))
+        return Trace("m", 1, (Pass("p", "encode", (Block("b", 1, (custom,)),), 1),))
+
+    check_tiers(machine, trace("host", 1 << 39))
     with pytest.raises(
-        ConfigError, match=r"m has 512\.0 GiB of weights.*but host-ddr5-pcie5 of small holds 512\.0 GiB"
+        ConfigError, match=r"m \(batch 1\) has 512\.0 GiB of weights.*but host-ddr5-pcie5 of small holds 512\.0 GiB"
     ):
-        check_tiers(machine, {"host": (1 << 39) + 1}, "m")
-    with pytest.raises(ConfigError, match="m has weights in tier 'disk', but small has host and flash"):
-        check_tiers(machine, {"disk": 1}, "m")
+        check_tiers(machine, trace("host", (1 << 39) + 1))
+    with pytest.raises(ConfigError, match=r"m \(batch 1\) has weights in tier 'disk', but small has host and flash"):
+        check_tiers(machine, trace("disk", 1))

@@ -114,6 +114,9 @@ class ArraySpec:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if not isinstance(self.macs_per_pe, int | Fraction) or self.macs_per_pe <= 0:
             raise ValueError(f"macs_per_pe must be a positive integer or Fraction, not {self.macs_per_pe!r}")
+        if self.merge_row_cycles is not None and Fraction(self.macs_per_pe).denominator != 1:
+            # A share of K would begin inside an element.
+            raise ValueError(f"macs_per_pe must be a whole number where K is split over arrays, not {self.macs_per_pe}")
 
 
 class _Mapping(NamedTuple):
