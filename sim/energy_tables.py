@@ -20,7 +20,6 @@ from sim.document import Document
 from sim.errors import ConfigError, not_among
 from sim.units import BitEnergy, Bytes, Energy, Power, WireEnergy
 
-
 INTERFACES = "dram"
 """File beside the energy tables that is none itself: the interface terms of DRAM families."""
 
