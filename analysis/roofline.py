@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import atan2, degrees
+from math import atan2, cos, degrees, sin
 from typing import TYPE_CHECKING, Any
 
 from analysis.style import BLACK, GREY, figure, role_colours, short
@@ -13,8 +13,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+NAMED = 0.005
+"""Share of the time from which an operator is named, at its point or below the picture."""
 LABELLED = 12
-"""Points that are labelled at most, those with the most time first."""
+"""Operators that are named anyway where there is room, those with the most time first."""
+STAR_SIZE = 13
+"""Points."""
+GAP = 2.0
+"""Pixels between a name and what is beside it."""
+Spot = tuple[float, float, float, float]
+"""A box (left, low, right, high), or a line from one point to another, in pixels."""
 MARKERS = {"decode": "o", "prefill": "s", "encode": "D"}
 
 
@@ -36,6 +44,11 @@ def points(result: Result) -> list[Point]:
 
     An operator without FLOPs is measured in vector operations; one without either, or without time, has no point.
     """
+    return sorted((p for p in _operators(result) if p.y), key=lambda p: (-p.share, p.name))
+
+
+def _operators(result: Result) -> list[Point]:
+    """An entry for every operator with time; those without operations have a `y` of 0 and no place in the picture."""
     sums: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in result.operators:
         key = (row["phase"], row["block"], row["operator"])
@@ -48,10 +61,10 @@ def points(result: Result) -> list[Point]:
     found = []
     for (phase, _, name), s in sums.items():
         work = s["flops"] or s["vector_ops"]
-        if work and s["time_s"]:
+        if s["time_s"]:
             x = work / s["dram_bytes"] if s["dram_bytes"] else None
             found.append(Point(name, s["role"], phase, not s["flops"], x, work / s["time_s"], s["time_s"] / all_s))
-    return sorted(found, key=lambda p: (-p.share, p.name))
+    return found
 
 
 def roofline(result: Result) -> Figure:
@@ -61,21 +74,23 @@ def roofline(result: Result) -> Figure:
     """
     roof = result.summary["roofline"]
     found = points(result)
-    with figure(3.9) as drawn:
-        axes = drawn.add_axes((0.085, 0.125, 0.655, 0.79))
+    with figure(4.05) as drawn:
+        axes = drawn.add_axes((0.085, 0.155, 0.655, 0.765))
         axes.set_xscale("log")
         axes.set_yscale("log")
         _limits(axes, roof, found)
-        texts = _roofs(axes, roof)
         colours = role_colours(p.role for p in found)
+        several = len({p.phase for p in found}) > 1
         for p in found:
-            _mark(axes, p, colours[p.role])
+            _mark(axes, p, colours[p.role], MARKERS.get(p.phase, "o") if several else "o")
+        page = _Page(drawn, axes, found, roof)
+        _roofs(axes, roof, page)
         if roof["intensity_flop_per_byte"] and roof["achieved_flops_per_s"]:
             axes.plot(
                 [roof["intensity_flop_per_byte"]],
                 [roof["achieved_flops_per_s"]],
                 "*",
-                ms=13,
+                ms=STAR_SIZE,
                 mfc="#F0E442",
                 mec=BLACK,
                 mew=0.8,
@@ -88,7 +103,10 @@ def roofline(result: Result) -> Figure:
         axes.grid(True, which="major", lw=0.3, color="#DDDDDD")
         axes.set_axisbelow(True)
         _legend(axes, found, colours, roof)
-        _label(drawn, axes, found[:LABELLED], texts)
+        wanted = [p for i, p in enumerate(found) if p.share >= NAMED or i < LABELLED]
+        unnamed = [p for p in _label(axes, wanted, page) if p.share >= NAMED]
+        idle = sorted((p for p in _operators(result) if not p.y and p.share >= NAMED), key=lambda p: -p.share)
+        _note(drawn, unnamed, idle)
     return drawn
 
 
@@ -101,9 +119,45 @@ def _limits(axes: Axes, roof: dict[str, Any], found: list[Point]) -> None:
     axes.set_ylim(min([*ys, peak / 1000]) / 3, peak * 4)
 
 
-def _roofs(axes: Axes, roof: dict[str, Any]) -> list[Any]:
-    """Draw the roofs; their labels, which other text has to keep clear of."""
-    texts = []
+class _Page:
+    """What is on the page already, in pixels: boxes that a name must keep clear of, and lines not to touch."""
+
+    def __init__(self, drawn: Figure, axes: Axes, found: list[Point], roof: dict[str, Any]) -> None:
+        self.axes = axes
+        self.renderer = drawn.canvas.get_renderer()  # type: ignore[attr-defined]
+        self.scale = drawn.dpi / 72
+        self.frame = axes.get_window_extent(self.renderer)
+        self.lines: list[Spot] = []
+        self.centres = {id(p): self.at(axes.get_xlim()[1] / 1.25 if p.x is None else p.x, p.y) for p in found}
+        self.boxes = [self.square(self.centres[id(p)], self.radius(p)) for p in found]
+        if roof["intensity_flop_per_byte"] and roof["achieved_flops_per_s"]:
+            star = self.at(roof["intensity_flop_per_byte"], roof["achieved_flops_per_s"])
+            self.boxes.append(self.square(star, STAR_SIZE / 2 * self.scale))
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point of the diagram lies."""
+        px, py = self.axes.transData.transform((x, y)).tolist()
+        return px, py
+
+    def radius(self, p: Point) -> float:
+        """Half the width of a point."""
+        return float(_area(p.share) ** 0.5 / 2 * self.scale)
+
+    @staticmethod
+    def square(centre: tuple[float, float], half: float) -> Spot:
+        """A box around a centre."""
+        return centre[0] - half, centre[1] - half, centre[0] + half, centre[1] + half
+
+    def free(self, spot: Spot, inside: bool = True) -> bool:
+        """Whether nothing is at `spot` yet; with `inside`, and it lies within the axes."""
+        box = self.frame
+        if inside and not (spot[0] > box.x0 and spot[2] < box.x1 and spot[1] > box.y0 and spot[3] < box.y1):
+            return False
+        return not any(_overlap(spot, other) for other in self.boxes) and not any(_cuts(o, spot) for o in self.lines)
+
+
+def _roofs(axes: Axes, roof: dict[str, Any], page: _Page) -> None:
+    """Draw the roofs, each with its name where no point covers it; both are noted on the page."""
     bandwidth = roof["peak_bytes_per_s"]
     left, right = axes.get_xlim()
     formats = sorted(roof["peak_flops_per_s_by_format"].items(), key=lambda item: item[1])
@@ -111,50 +165,86 @@ def _roofs(axes: Axes, roof: dict[str, Any]) -> list[Any]:
     for name, peak in formats:
         peaks.setdefault(peak, []).append(name)
     top = max(peaks, default=roof["peak_flops_per_s"])
-    axes.plot([left, top / bandwidth], [left * bandwidth, top], color=BLACK, lw=1.3, zorder=2)
-    for peak, names in peaks.items():
-        axes.plot([peak / bandwidth, right], [peak, peak], color=BLACK, lw=1.3, zorder=2)
-        texts.append(_roof_text(axes, right, peak, f"{', '.join(names)}  {short(peak, 'FLOP/s')}", BLACK))
     vector = roof.get("peak_vector_ops_per_s") or 0.0
+    axes.plot([left, top / bandwidth], [left * bandwidth, top], color=BLACK, lw=1.3, zorder=2)
+    for peak in peaks:
+        axes.plot([peak / bandwidth, right], [peak, peak], color=BLACK, lw=1.3, zorder=2)
     if vector:
         axes.plot([vector / bandwidth, right], [vector, vector], color=GREY, lw=1.1, ls=(0, (5, 2)), zorder=2)
-        texts.append(_roof_text(axes, right, vector, f"vector  {short(vector, 'op/s')}", "#555555"))
-    low = max(axes.get_ylim()[0] / bandwidth, left)
-    x = (low * min(top / bandwidth, right)) ** 0.5
-    at = axes.transData.transform([(x, x * bandwidth), (x * 1.1, x * 1.1 * bandwidth)])
-    angle = degrees(atan2(at[1][1] - at[0][1], at[1][0] - at[0][0]))
-    axes.annotate(
-        f"DRAM  {short(bandwidth, 'B/s')}",
-        (x, x * bandwidth),
-        xytext=(-3, 3),
+    slope = (*page.at(left, left * bandwidth), *page.at(top / bandwidth, top))
+    page.lines += [slope, *((*page.at(y / bandwidth, y), *page.at(right, y)) for y in (*peaks, vector) if y)]
+    for peak, names in peaks.items():
+        _roof_text(axes, page, peak / bandwidth, peak, f"{', '.join(names)}  {short(peak, 'FLOP/s')}", BLACK)
+    if vector:
+        _roof_text(axes, page, vector / bandwidth, vector, f"vector  {short(vector, 'op/s')}", "#555555")
+    _slope_text(axes, page, slope, f"DRAM  {short(bandwidth, 'B/s')}")
+
+
+def _roof_text(axes: Axes, page: _Page, ridge: float, y: float, text: str, colour: str) -> None:
+    """Name a level roof just above it, as far to the right as nothing is in the way."""
+    shown = axes.annotate(
+        text,
+        (axes.get_xlim()[1], y),
+        xytext=(-2, 2),
         textcoords="offset points",
-        rotation=angle,
-        rotation_mode="anchor",
-        ha="center",
+        ha="right",
         va="bottom",
         fontsize=7.5,
+        color=colour,
     )
-    return texts
+    box = shown.get_window_extent(page.renderer)
+    room = int(box.x0 - page.at(ridge, y)[0])
+    places = [(float(back), up * page.scale) for up in (0, 6, 12) for back in range(0, max(room, 1), 8)]
+    spots = [(box.x0 - back, box.y0 + up, box.x1 - back, box.y1 + up) for back, up in places]
+    at = next((i for i, spot in enumerate(spots) if not any(_overlap(spot, other) for other in page.boxes)), 0)
+    back, up = places[at]
+    shown.set_position((-2 - back / page.scale, 2 + up / page.scale))
+    page.boxes.append(spots[at])
 
 
-def _roof_text(axes: Axes, x: float, y: float, text: str, colour: str) -> Any:
-    return axes.annotate(
-        text, (x, y), xytext=(-2, 2), textcoords="offset points", ha="right", va="bottom", fontsize=7.5, color=colour
-    )
+def _slope_text(axes: Axes, page: _Page, slope: Spot, text: str) -> None:
+    """Name the bandwidth roof along it, near its middle where that is free."""
+    x0, y0, x1, y1 = slope
+    angle = atan2(y1 - y0, x1 - x0)
+    shown = axes.text(0, 0, text, fontsize=7.5, rotation_mode="anchor", ha="center", va="bottom")
+    box = shown.get_window_extent(page.renderer)
+    half, tall = box.width / 2, box.height
+    lowest = max(page.frame.y0 + half * sin(angle) + 4, y0 + half * sin(angle))
+
+    def boxes(share: float) -> list[Spot]:
+        """Small boxes along the text, which a box around all of a slanted text would be too large for."""
+        px, py = x0 + share * (x1 - x0), y0 + share * (y1 - y0)
+        found = []
+        for k in range(-3, 4):
+            along, above = k / 3 * half, (3 + tall / 2)
+            at = (px + along * cos(angle) - above * sin(angle), py + along * sin(angle) + above * cos(angle))
+            found.append(page.square(at, tall / 2))
+        return found
+
+    shares = [
+        k / 40 for k in range(2, 37) if y0 + k / 40 * (y1 - y0) > lowest and x0 + k / 40 * (x1 - x0) > page.frame.x0
+    ]
+    shares.sort(key=lambda share: abs(share - 0.5))
+    free = [share for share in shares if not any(_overlap(a, b) for a in boxes(share) for b in page.boxes)]
+    share = (free or shares or [0.5])[0]
+    page.boxes += boxes(share)
+    px, py = x0 + share * (x1 - x0), y0 + share * (y1 - y0)
+    shown.set_position(axes.transData.inverted().transform((px - 3 * sin(angle), py + 3 * cos(angle))).tolist())
+    shown.set_rotation(degrees(angle))
 
 
 def _area(share: float) -> float:
     return 18 + 420 * share
 
 
-def _mark(axes: Axes, p: Point, colour: str) -> None:
+def _mark(axes: Axes, p: Point, colour: str, marker: str) -> None:
     right = axes.get_xlim()[1]
     off = p.x is None
     axes.scatter(
         [right / 1.25 if p.x is None else p.x],
         [p.y],
         s=_area(p.share),
-        marker=">" if off else MARKERS.get(p.phase, "o"),
+        marker=">" if off else marker,
         facecolors="none" if p.vector else colour,
         edgecolors=colour if p.vector else "white",
         linewidths=1.3 if p.vector else 0.6,
@@ -191,32 +281,27 @@ def _legend(axes: Axes, found: list[Point], colours: dict[str, str], roof: dict[
     second._legend_box.align = "left"  # type: ignore[attr-defined]
 
 
-def _label(drawn: Figure, axes: Axes, found: list[Point], texts: list[Any]) -> None:
-    """Name the points; each name takes the first of a ring of places where it covers neither name, point nor `texts`.
+def _label(axes: Axes, found: list[Point], page: _Page) -> list[Point]:
+    """Name the points, each at the first of a ring of places where nothing is yet; those that found no room.
 
     Points that lie on each other share one label, longest first.
     """
     from matplotlib.patheffects import withStroke
 
-    renderer = drawn.canvas.get_renderer()  # type: ignore[attr-defined]
-    right = axes.get_xlim()[1]
-    scale = drawn.dpi / 72
-    centres = [axes.transData.transform((right / 1.25 if p.x is None else p.x, p.y)) for p in found]
-    radii = [_area(p.share) ** 0.5 / 2 * scale for p in found]
-    taken = [(x - r, y - r, x + r, y + r) for (x, y), r in zip(centres, radii, strict=True)]
-    taken += [(b.x0, b.y0, b.x1, b.y1) for b in (text.get_window_extent(renderer) for text in texts)]
-    box = axes.get_window_extent(renderer)
-    for members in _heaps(centres):
-        (x, y), radius = centres[members[0]], radii[members[0]]
-        text = axes.text(1, 1, _names([found[i] for i in members], found), fontsize=7.5, zorder=7, linespacing=1.05)
+    inverse = axes.transData.inverted()
+    without: list[Point] = []
+    for members in _heaps([page.centres[id(p)] for p in found]):
+        mine = [found[i] for i in members]
+        (x, y), radius = page.centres[id(mine[0])], max(page.radius(p) for p in mine)
+        text = axes.text(1, 1, _names(mine, found), fontsize=7.5, zorder=7, linespacing=1.05)
         text.set_path_effects([withStroke(linewidth=1.6, foreground="white")])
-        size = text.get_window_extent(renderer)
-        spot, far = _free_spot((x, y), radius, (size.width, size.height), box, taken, scale)
+        size = text.get_window_extent(page.renderer)
+        spot, far = _free_spot((x, y), radius, (size.width, size.height), page)
         if spot is None:
             text.remove()
+            without += mine
             continue
-        taken.append(spot)
-        inverse = axes.transData.inverted()
+        page.boxes.append(spot)
         left, low = inverse.transform((spot[0], spot[1])).tolist()
         text.set_position((left, low))
         text.set_verticalalignment("bottom")
@@ -224,6 +309,20 @@ def _label(drawn: Figure, axes: Axes, found: list[Point], texts: list[Any]) -> N
             edge = (min(max(x, spot[0]), spot[2]), min(max(y, spot[1]), spot[3]))
             line = inverse.transform([(x, y), edge])
             axes.plot(line[:, 0], line[:, 1], color=GREY, lw=0.5, zorder=3)
+            page.lines.append((x, y, *edge))
+    return without
+
+
+def _note(drawn: Figure, unnamed: list[Point], idle: list[Point]) -> None:
+    """Below the picture, what it could not name or does not show."""
+    parts = [
+        f"{what}: {', '.join(f'{p.name} ({p.share:.1%} of time)' for p in listed[:6])}"
+        + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
+        for what, listed in (("no room to name", unnamed), ("no operations, so no point", idle))
+        if listed
+    ]
+    if parts:
+        drawn.text(0.985, 0.012, "; ".join(parts), fontsize=6.5, ha="right", va="bottom")
 
 
 def _heaps(centres: list[Any], reach: float = 7.0) -> list[list[int]]:
@@ -254,26 +353,34 @@ def _names(members: list[Point], found: list[Point]) -> str:
     return "\n".join(lines)
 
 
-Spot = tuple[float, float, float, float]
-
-
 def _free_spot(
-    at: tuple[float, float], radius: float, size: tuple[float, float], box: Any, taken: list[Spot], scale: float
+    at: tuple[float, float], radius: float, size: tuple[float, float], page: _Page
 ) -> tuple[Spot | None, bool]:
-    """A place of `size` near `at` inside `box` that overlaps nothing `taken`, and whether it is so far that it needs a
-    line.
-    """
+    """A place of `size` near `at` that is free on the page, and whether it is so far that it needs a line."""
     (x, y), (wide, tall) = at, size
-    for distance in (2, 9, 18, 28, 40, 55, 70):
+    for distance in (2, 5, 9, 14, 20, 28, 40, 55, 70, 90):
         for dx, dy in ((1, 0), (1, -1), (-1, 1), (-1, 0), (1, 1), (-1, -1), (0, 1), (0, -1)):
-            reach = (radius + distance * scale) * (0.75 if dx and dy else 1.0)
+            reach = (radius + distance * page.scale) * (0.75 if dx and dy else 1.0)
             left = x + dx * reach - (wide if dx < 0 else wide / 2 if dx == 0 else 0)
             low = y + dy * reach - (tall if dy < 0 else tall / 2 if dy == 0 else 0)
             spot = (left, low, left + wide, low + tall)
-            inside = left > box.x0 and spot[2] < box.x1 and low > box.y0 and spot[3] < box.y1
-            if inside and not any(_overlap(spot, other) for other in taken):
-                return spot, distance > 9
+            if page.free((spot[0] - GAP, spot[1], spot[2] + GAP, spot[3])):
+                return spot, distance > 2
     return None, False
+
+
+def _cuts(line: Spot, box: Spot) -> bool:
+    """Whether a line (from x, y to x, y) passes through a box."""
+    x0, y0, x1, y1 = line
+    first, last = 0.0, 1.0
+    for start, step, low, high in ((x0, x1 - x0, box[0], box[2]), (y0, y1 - y0, box[1], box[3])):
+        if step == 0:
+            if not low < start < high:
+                return False
+            continue
+        near, far = sorted(((low - start) / step, (high - start) / step))
+        first, last = max(first, near), min(last, far)
+    return first < last
 
 
 def _overlap(a: Spot, b: Spot) -> bool:

@@ -110,6 +110,12 @@ def role_colours(roles: Iterable[str]) -> dict[str, str]:
 def shade(colour: str, share: float) -> tuple[float, float, float]:
     """`colour` mixed with white: `share` 0 leaves it, 1 is white."""
     r, g, b = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return mixed((r, g, b), share)
+
+
+def mixed(colour: tuple[float, float, float], share: float) -> tuple[float, float, float]:
+    """As `shade`, of a colour given by its parts."""
+    r, g, b = colour
     return (r + (1 - r) * share, g + (1 - g) * share, b + (1 - b) * share)
 
 

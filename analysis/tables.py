@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SUMMARY_SCHEMA = "opcycle/summary/1"
+FILES = ("operators.csv", "energy.csv", "timeline.json")
+"""What a result holds beside its summary, for pictures and comparisons."""
 TIMELINE_SCHEMA = "opcycle/timeline/1"
 
 _TEXT = frozenset(
@@ -79,6 +81,9 @@ def read_result(folder: str | Path) -> Result:
         raise ConfigError("holds no result (there is no summary.json)", file=path)
     summary = _read_json(path / "summary.json")
     _check(summary.get("schema"), SUMMARY_SCHEMA, path / "summary.json")
+    missing = [name for name in FILES if not (path / name).is_file()]
+    if missing:
+        raise ConfigError(f"result is incomplete: {missing[0]} is missing; simulate it again", file=path)
     return Result(path, summary)
 
 
@@ -113,15 +118,9 @@ def _read_csv(path: Path) -> list[Row]:
         with path.open(encoding="utf-8", newline="") as file:
             return [{name: _cell(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
     except ValueError as error:
         raise ConfigError(f"is damaged: {error}", file=path) from None
-
-
-def _unreadable(path: Path, error: OSError) -> ConfigError:
-    if isinstance(error, FileNotFoundError):
-        return ConfigError(f"result is incomplete: {path.name} is missing; simulate it again", file=path.parent)
-    return ConfigError(f"cannot be read ({error.strerror})", file=path)
 
 
 def _cell(name: str, text: str) -> str | float | None:
@@ -134,7 +133,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
     except ValueError as error:
         raise ConfigError(f"is damaged: {error}", file=path) from None
     if not isinstance(found, dict):

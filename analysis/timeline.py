@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis.style import BLACK, BLUE, GREY, figure, ink_on, role_colours, scaled, shade
+from analysis.style import BLACK, BLUE, GREY, ORANGE, figure, ink_on, mixed, role_colours, scaled, shade
 from analysis.tables import Result, Row
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 PASSES, OPERATORS, UNITS = 1, 2, 3
 """Process numbers of timeline.json."""
+TRAFFIC = "DRAM traffic\n(of peak)"
+"""Row of the upper panel that is no unit."""
 Colour = tuple[float, float, float]
 
 
@@ -37,6 +39,10 @@ def unit_tracks(events: Iterable[Row]) -> dict[str, list[int]]:
         if event["ph"] == "M" and event["pid"] == UNITS and event["name"] == "thread_name":
             found.setdefault(event["args"]["name"].partition(", overlap")[0], []).append(event["tid"])
     return found
+
+
+def _is_traffic(event: Row) -> bool:
+    return bool(event["ph"] == "C" and event["name"] == "DRAM traffic")
 
 
 def close_up(events: list[Row]) -> Window | None:
@@ -74,9 +80,10 @@ def timeline(result: Result) -> Figure:
     spans = _layer_spans(events, window) if window else []
     rows = len(units)
     lanes = _name_rows(spans)
-    height = 1.64 + 0.27 * (2 * rows + lanes)
+    upper_rows = rows + any(_is_traffic(e) for e in events)
+    height = 1.64 + 0.27 * (rows + upper_rows + lanes)
     with figure(height) as drawn:
-        upper = 0.27 * rows / height
+        upper = 0.27 * upper_rows / height
         lower = 0.27 * (rows + lanes) / height
         bottom = 0.78 / height
         left = max(0.105, 0.018 + 0.0098 * max(map(len, units), default=0))
@@ -95,9 +102,17 @@ def _whole(axes: Axes, events: list[Row], units: list[str], result: Result, wind
     end = max((e["ts"] + e["dur"] for e in passes), default=0.0) or 1.0
     factor, unit = scaled(end * 1e-6, "s")
     factor *= 1e-6
+    means = result.summary["utilization"]
+    if any(_is_traffic(e) for e in events):
+        units = [*units, TRAFFIC]
+        means = means | {TRAFFIC: result.summary["memory_bandwidth_utilization"]}
     busy: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in units}
     for e in events:
-        if e["ph"] == "C":
+        if _is_traffic(e):
+            at, shares = busy[TRAFFIC]
+            at.append(e["ts"] * factor)
+            shares.append(min(e["args"]["of_peak"], 1.0))
+        elif e["ph"] == "C":
             at, shares = busy[e["name"].removesuffix(" busy")]
             at.append(e["ts"] * factor)
             shares.append(e["args"]["busy"])
@@ -111,12 +126,12 @@ def _whole(axes: Axes, events: list[Row], units: list[str], result: Result, wind
                 base,
                 [base + 0.86 * s for s in [*shares, shares[-1]]],
                 step="post",
-                color=BLUE,
+                color=ORANGE if name == TRAFFIC else BLUE,
                 lw=0,
                 alpha=0.85,
                 zorder=2,
             )
-        share = result.summary["utilization"].get(name, 0.0)
+        share = means.get(name, 0.0)
         axes.text(1.008, base + 0.4, f"{share:.0%}", transform=axes.get_yaxis_transform(), fontsize=7, va="center")
     if window:
         axes.axvspan(window.start_us * factor, window.end_us * factor, color="#E69F00", alpha=0.35, lw=0, zorder=3)
@@ -170,7 +185,7 @@ def _slices(axes: Axes, events: list[Row], units: dict[str, list[int]], spans: l
     width = (window.end_us - window.start_us) * factor
     axes.set_xlim(0, width)
     axes.set_ylim(0, len(units) + _name_rows(spans))
-    _names(axes, spans, colours, window, factor, len(units))
+    _names(axes, spans, _work(events, spans), colours, window, factor, len(units))
     for (row, name), (x0, length, colour) in longest.items():
         if length > (0.011 * len(name) + 0.012) * width:
             axes.text(x0 + length / 2, row + 0.5, name, fontsize=6.5, ha="center", va="center", color=ink_on(colour))
@@ -181,6 +196,7 @@ def _slices(axes: Axes, events: list[Row], units: dict[str, list[int]], spans: l
     since, since_unit = scaled(window.start_us / 1e6, "s")
     axes.set_xlabel(f"time ({unit}) from {window.start_us / 1e6 * since:.5g} {since_unit}", labelpad=1)
     axes.set_title(f"Close-up: {window.text}", loc="left", pad=3)
+    axes.set_title("operators: dark works, light waits", loc="right", fontsize=7, pad=3)
     _legend(axes, colours)
 
 
@@ -195,6 +211,22 @@ def _layer_spans(events: list[Row], window: Window) -> list[Row]:
         and e["args"]["layer"] == window.layer
         and window.start_us <= e["ts"] <= window.end_us
     ]
+
+
+def _work(events: list[Row], spans: list[Row]) -> dict[int, list[tuple[float, float]]]:
+    """When any unit works for each of `spans`, by its place in the list: (start, end) in us, which may overlap."""
+    found: dict[int, list[tuple[float, float]]] = {i: [] for i in range(len(spans))}
+    places: dict[tuple[str, int], list[int]] = {}
+    for i, span in enumerate(spans):
+        places.setdefault((span["name"], span["args"]["layer"]), []).append(i)
+    for e in events:
+        if e["ph"] != "X" or e["pid"] != UNITS:
+            continue
+        for i in places.get((e["name"], e["args"]["layer"]), ()):
+            begin, end = spans[i]["ts"], spans[i]["ts"] + spans[i]["dur"]
+            if e["ts"] < end and e["ts"] + e["dur"] > begin:
+                found[i].append((max(e["ts"], begin), min(e["ts"] + e["dur"], end)))
+    return found
 
 
 def _name_rows(spans: list[Row]) -> float:
@@ -227,17 +259,36 @@ def _draw_boxes(axes: Axes, boxes: dict[Colour, list[Any]]) -> None:
         )
 
 
-def _names(axes: Axes, spans: list[Row], colours: dict[str, Colour], window: Window, factor: float, row: int) -> None:
-    """The top row: the span of every operator of the layer, stacked where they overlap."""
-    order = sorted(spans, key=lambda e: (e["tid"], e["ts"]))
-    tids = sorted({e["tid"] for e in order})
-    boxes: dict[Colour, list[Any]] = {}
+def _names(
+    axes: Axes,
+    spans: list[Row],
+    work: dict[int, list[tuple[float, float]]],
+    colours: dict[str, Colour],
+    window: Window,
+    factor: float,
+    row: int,
+) -> None:
+    """The top row: the span of every operator of the layer, stacked where they overlap; dark where `work` is done."""
+    from matplotlib.patheffects import withStroke
+
+    order = sorted(range(len(spans)), key=lambda i: (spans[i]["tid"], spans[i]["ts"]))
+    tids = sorted({e["tid"] for e in spans})
+    waiting: dict[Colour, list[Any]] = {}
+    working: dict[Colour, list[Any]] = {}
     width = (window.end_us - window.start_us) * factor
     tall = (_name_rows(spans) - 0.16) / max(len(tids), 1)
-    for e in order:
+    for i in order:
+        e = spans[i]
         base = row + 0.08 + tall * (len(tids) - 1 - tids.index(e["tid"]))
+        colour = colours[e["name"]]
         x0, x1 = (e["ts"] - window.start_us) * factor, (e["ts"] + e["dur"] - window.start_us) * factor
-        boxes.setdefault(colours[e["name"]], []).append(((x0, base), (x0, base + tall), (x1, base + tall), (x1, base)))
+        for into, shown, pieces in (
+            (waiting, mixed(colour, 0.72), [(e["ts"], e["ts"] + e["dur"])]),
+            (working, colour, work[i]),
+        ):
+            for begin, end in pieces:
+                a, b = (begin - window.start_us) * factor, (end - window.start_us) * factor
+                into.setdefault(shown, []).append(((a, base), (a, base + tall), (b, base + tall), (b, base)))
         if x1 - x0 > (0.011 * len(e["name"]) + 0.012) * width:
             axes.text(
                 (x0 + x1) / 2,
@@ -246,9 +297,11 @@ def _names(axes: Axes, spans: list[Row], colours: dict[str, Colour], window: Win
                 fontsize=6.5,
                 ha="center",
                 va="center",
-                color=ink_on(colours[e["name"]]),
+                color=BLACK,
+                path_effects=[withStroke(linewidth=1.8, foreground="white", alpha=0.8)],
             )
-    _draw_boxes(axes, boxes)
+    _draw_boxes(axes, waiting)
+    _draw_boxes(axes, working)
     axes.axhline(row, color="#BBBBBB", lw=0.5)
 
 

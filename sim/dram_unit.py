@@ -251,8 +251,8 @@ def summary(memory: Memory, requests: Requests, replayed: Replay, check: bool) -
         "bandwidth_bytes_per_s": float(len(reads) * memory.burst_bytes * 10**12 / time_ps) if end else 0.0,
         "average_read_latency_ns": float(latency * period / 1000 / int(reads.sum())) if reads.any() else 0.0,
         "energy_pj": {row.subcomponent: row.count * row.pj_each for row in dram_rows(memory, memory_counts)},
+        "violations": None,
     }
-    result["violations"] = None
     if check:
         from sim.dram_check import check_log
 

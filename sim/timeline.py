@@ -95,6 +95,35 @@ def unit_density(result: PassResult, bins: int = BINS) -> NDArray[np.float64]:
     return density(union, len(result.units), schedule.makespan_ps, bins)
 
 
+def dram_traffic(result: PassResult, bins: int = BINS) -> NDArray[np.float64] | None:
+    """DRAM traffic of a pass over time as a share of the memory's peak: float64[bins]; None without a memory.
+
+    The bytes of each transfer are spread evenly from its start to its finish, so the shares sum to all bytes moved.
+    """
+    peak_per_s = sum(unit.peak_per_s for unit in result.units if unit.kind == "memory")
+    tasks, schedule = result.tasks, result.schedule
+    if not peak_per_s or not schedule.makespan_ps:
+        return None
+    moved = tasks.dram_read_bytes + tasks.dram_write_bytes
+    mine = moved > 0
+    amount = moved[mine].astype(np.float64)
+    start = schedule.start_ps[mine].astype(np.float64)
+    end = np.maximum(schedule.finish_ps[mine].astype(np.float64), start + 1)
+    edges = np.linspace(0.0, float(schedule.makespan_ps), bins + 1)
+    # Bytes moved before an edge: rate x (edge - start) of all transfers begun, less what those that ended did not move.
+    rate = amount / (end - start)
+
+    def before(at: NDArray[np.float64]) -> NDArray[np.float64]:
+        order = np.argsort(at, kind="stable")
+        count = np.searchsorted(at[order], edges, side="right")
+        rates = np.concatenate(([0.0], np.cumsum(rate[order])))[count]
+        offsets = np.concatenate(([0.0], np.cumsum((rate * at)[order])))[count]
+        return rates * edges - offsets
+
+    bytes_before = before(start) - before(end)
+    return np.maximum(np.diff(bytes_before), 0.0) / (np.diff(edges) * 1e-12 * peak_per_s)
+
+
 def chrome_trace(passes: Sequence[PassResult], timeline: Timeline) -> Iterator[str]:
     """Lines of a Chrome trace (JSON object format): passes, operators, units and how busy the units are; times in us.
 
@@ -192,6 +221,10 @@ def _density_events(passes: Sequence[PassResult], timeline: Timeline) -> Iterato
             for at, share in zip(edges, row, strict=False):
                 args = f'{{"busy":{round(share, 4)!r}}}'
                 yield f'{{"args":{args},"name":{name},"ph":"C","pid":3,"ts":{(offset + at) / 1e6!r}}}'
+        traffic = dram_traffic(result)
+        for at, share in zip(edges, [] if traffic is None else traffic.tolist(), strict=False):
+            args = f'{{"of_peak":{round(share, 4)!r}}}'
+            yield f'{{"args":{args},"name":"DRAM traffic","ph":"C","pid":3,"ts":{(offset + at) / 1e6!r}}}'
 
 
 def _complete(name: str, pid: int, tid: int, start_ps: int, length_ps: int, args: str) -> str:

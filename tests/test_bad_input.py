@@ -26,9 +26,19 @@ Refused = Callable[..., str]
         (["list", "models", "gpt3-31b"], "unknown model 'gpt3-31b', nearest is 'gpt3-"),
         (["schema", "workloads"], "schema: Invalid value for 'kind': unknown value 'workloads', nearest is 'workload'"),
         (["unit", "gem"], "unit: no such command 'gem', nearest is 'gemm'"),
-        (["unit", "gemm", "1", "2", "3", "--rows", "0", "--cols", "4", "--dataflow", "ws"], "unit gemm: "),
+        (
+            ["unit", "gemm", "1", "2", "3", "--rows", "0", "--cols", "4", "--dataflow", "ws"],
+            "unit gemm: --rows: is 0, but must be at least 1",
+        ),
         (["unit", "gemm", "1", "2", "3", "--rows", "4", "--cols", "4", "--dataflow", "vs"], "unit gemm: "),
-        (["unit", "gemm", "1", "2", "x", "--rows", "4", "--cols", "4", "--dataflow", "ws"], "unit gemm: "),
+        (
+            ["unit", "gemm", "1", "2", "x", "--rows", "4", "--cols", "4", "--dataflow", "ws"],
+            "unit gemm: K: is 'x', but must be a whole number",
+        ),
+        (["simulate", "npu-hbm2", "gpt3-7b-decode", "-o", ""], "-o is empty"),
+        (["trace", "gpt3-7b-decode", "-o", ""], "-o is empty"),
+        (["trace", "gpt3-7b-decode", "-o", "."], ".: is a folder, but a file is to be written"),
+        (["simulate", "npu-hbm2", "/"], "/: is a folder, but a workload is "),
         (["unit", "gemm", "1", "2", "--", "-3", "--rows", "4", "--cols", "4", "--dataflow", "ws"], "unit gemm: "),
     ],
 )
@@ -72,6 +82,11 @@ def test_a_setting_given_twice(refused: Refused) -> None:
         ("workload.bach=8", "bach: unknown key 'bach', nearest is 'batch'"),
         ("workload.batch=-8", "batch: is -8, but must be at least 1"),
         ("workload.model=gpt3-31b", "unknown model 'gpt3-31b'"),
+        ("workload.model=nope", "override of gpt3-7b-decode.yaml: model: unknown model 'nope'"),
+        ("hw.foo=1", "override of npu-hbm2.yaml: foo: unknown key 'foo'"),
+        ("hw.array.formats={}", "array.formats: is {}, but must have at least 1 entry"),
+        ("hw.energy.table=nope", "unknown energy table 'nope'; allowed: 16nm, 45nm, 7nm"),
+        ("hw.energy.table=dram", "unknown energy table 'dram'"),
         ("workload.context=100000", "context: needs 100001 positions"),
     ],
 )
@@ -98,9 +113,9 @@ def test_a_model_that_does_not_fit_in_memory(refused: Refused) -> None:
         ("schema: opcycle/hardware/1\nname: x", "{file}:1: technology: is missing"),
         (
             '{"schema": "opcycle/trace/2"}',
-            "{file}: schema: unknown schema 'opcycle/trace/2', nearest is 'opcycle/trace/1'",
+            "{file}: schema: is 'opcycle/trace/2', written by a newer opcycle",
         ),
-        ('{"schema": "opcycle/trace/1"', "{file}: is no JSON: "),
+        ('{"schema": "opcycle/trace/1"', "{file}:1: is broken JSON: "),
         ('{"model_type": "tamagotchi"}', "{file}: "),
     ],
 )
@@ -156,6 +171,39 @@ def test_a_result_never_replaces_files_of_others(refused: Refused, tmp_path: Pat
 def test_results_that_are_none(refused: Refused, tmp_path: Path) -> None:
     assert refused("plot", tmp_path).startswith(f"{tmp_path}: holds no result")
     assert refused("compare", tmp_path / "none").startswith(f"{tmp_path / 'none'}: holds no result")
+
+
+@pytest.mark.parametrize("command", ["plot", "compare"])
+def test_results_with_a_file_missing(refused: Refused, tmp_path: Path, command: str) -> None:
+    (tmp_path / "summary.json").write_text('{"schema": "opcycle/summary/1"}')
+    assert refused(command, tmp_path).startswith(f"{tmp_path}: result is incomplete: operators.csv is missing")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"LD 0\n\xff", "is not UTF-8 text (byte 5)"),
+        (b"LD 99999999999999999999", "address 99999999999999999999 is out of range"),
+        (b"ST -1", "address -1 is out of range"),
+        (b"LD 0 -3", "clock -3 is out of range"),
+    ],
+)
+def test_requests_that_make_no_sense(refused: Refused, tmp_path: Path, content: bytes, says: str) -> None:
+    file = tmp_path / "requests"
+    file.write_bytes(content)
+    assert says in refused("unit", "dram", "hbm2", file)
+    assert refused("unit", "dram", "hbm2", tmp_path) == f"{tmp_path}: is a folder, but a file is wanted"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"schema": "opcycle/trace/1", ', '{"schema": "opcycle/trace/2"}', '{"a": 1, "a": 2}']
+)
+def test_a_wrong_trace_is_told_alike(
+    refused: Refused, opcycle: Callable[..., Outcome], tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "trace.json"
+    file.write_text(text)
+    assert opcycle("check", file).err == f"opcycle: {refused('simulate', 'npu-hbm2', file)}\n"
 
 
 def test_names_that_are_none(refused: Refused) -> None:

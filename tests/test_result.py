@@ -16,7 +16,7 @@ from report_cases import UNITS, counts, decoder, machine, one_pass, op, report
 
 from sim.errors import ConfigError
 from sim.joins import busy_ps, density, merge, tracks
-from sim.timeline import build_timeline, chrome_trace
+from sim.timeline import build_timeline, chrome_trace, dram_traffic
 
 FILES = {
     "summary.json",
@@ -180,9 +180,41 @@ def test_work_of_the_machine_is_that_of_the_trace_plus_named_overheads():
     r = report(two_layers(repeat=2))
     s, o = r.summary, r.summary["overheads"]
     assert o["executed_macs"] == s["flops"] // 2 + o["padding_macs"] and o["padding_macs"] == 2 * 2 * 48
-    moved = o["compulsory_bytes"] + o["refetched_bytes"] - o["kept_on_chip_bytes"] + o["controller_bytes"]
-    assert moved == s["dram_bytes"]
+    moved = o["compulsory_bytes"] + o["refetched_bytes"] - o["kept_on_chip_bytes"] + o["burst_padding_bytes"]
+    assert moved - o["write_queue_hit_bytes"] == s["dram_bytes"]
     assert o["kept_on_chip_bytes"] == 2 * 2 * 128 and o["refetched_bytes"] == 0
+
+
+def test_bursts_are_filled_up_and_some_need_no_command():
+    # Tasks move 100 B in and 30 B out: two bursts and one, of which the write queue answers one read.
+    tasks = [(2, 0, 0, 10, {"dram_read_bytes": 100}), (3, 0, 10, 20, {"dram_write_bytes": 30})]
+    memory = counts(64, 64, bytes_forwarded=64)
+    s = report(one_pass([op("a", read_bytes=100, write_bytes=30)], tasks, memory, repeat=3)).summary
+    assert s["dram_bytes"] == 3 * 128 and s["memory"]["bytes_forwarded"] == 3 * 64
+    assert s["overheads"]["burst_padding_bytes"] == 3 * (192 - 130)
+    assert s["overheads"]["write_queue_hit_bytes"] == 3 * 64
+
+
+def test_the_busiest_unit_is_named():
+    tasks = [(0, 0, 0, 60, {}), (1, 0, 30, 100, {})]
+    assert report(one_pass([op("a")], tasks)).summary["busiest_unit"] == "vector"
+    memory = replace(UNITS[2], name="memory", kind="memory")
+    busy = one_pass([op("a")], [(0, 0, 0, 60, {})], counts(channel_busy_ps=(80,)), units=(UNITS[0], memory), late_ps=40)
+    assert report(busy).summary["busiest_unit"] == "memory"
+    assert report(one_pass([op("a")], [])).summary["busiest_unit"] is None
+
+
+def test_dram_traffic_over_time_sums_to_all_bytes():
+    # At a peak of 1 B/ps: 40 B over [0, 100), 30 B over [50, 80), and 5 B at one moment.
+    tasks = [
+        (2, 0, 0, 100, {"dram_read_bytes": 40}),
+        (3, 0, 50, 80, {"dram_write_bytes": 30}),
+        (2, 0, 10, 10, {"dram_read_bytes": 5}),
+    ]
+    memory = replace(UNITS[2], name="memory", kind="memory", peak_per_s=1e12)
+    shares = dram_traffic(one_pass([op("a")], tasks, units=(*UNITS, memory)), 10)
+    assert shares.tolist() == pytest.approx([0.4, 0.9, 0.4, 0.4, 0.4, 1.4, 1.4, 1.4, 0.4, 0.4])
+    assert dram_traffic(one_pass([op("a")], tasks)) is None
 
 
 def test_a_run_in_two_formats_has_a_peak_between_theirs():
@@ -238,7 +270,7 @@ def chrome_schema_holds(trace):
             assert e["ts"] >= ends.get(track, 0.0) - 1e-9
             ends[track] = e["ts"] + e["dur"]
         if e["ph"] == "C":
-            assert 0 <= e["args"]["busy"] <= 1
+            assert e["args"]["of_peak"] >= 0 if e["name"] == "DRAM traffic" else 0 <= e["args"]["busy"] <= 1
 
 
 def test_chrome_trace_is_valid_and_overlaps_get_tracks_of_their_own():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,10 @@ def test_a_trace_file_is_a_workload(tmp_path: Path) -> None:
     trace = small()
     write_trace(trace, tmp_path / "mine.json")
     workload = load_workload(tmp_path / "mine.json")
-    assert workload.name == "mine"
+    assert workload.name == dict(trace.meta)["workload"]
     assert workload.trace() == trace
+    write_trace(replace(trace, meta=()), tmp_path / "mine.json")
+    assert load_workload(tmp_path / "mine.json").name == "mine"
     with pytest.raises(ConfigError, match="a trace file is fixed"):
         load_workload(tmp_path / "mine.json", batch=3)
     with pytest.raises(ConfigError, match="no scenario"):

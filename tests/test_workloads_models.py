@@ -329,7 +329,7 @@ def test_wrong_config_is_one_sentence(change: dict[str, Any], key: str, words: s
 def test_config_that_is_no_json(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"model_type": }', encoding="utf-8")
-    with pytest.raises(ConfigError, match="is not JSON"):
+    with pytest.raises(ConfigError, match="is broken JSON"):
         load_model(path)
 
 

@@ -111,8 +111,8 @@ def test_longest_context_that_fits() -> None:
         ({"phase": "encode"}, "phase", "is of kind decoder, whose phases are: prefill, decode, generate"),
         ({"phase": "prefill"}, "context|prompt", "is missing"),
         ({"context": None}, "context", "is missing; phase decode needs it, or lengths"),
-        ({"prompt": 4}, "prompt", "does not apply to phase decode"),
-        ({"chunk": 4}, "chunk", "does not apply to phase decode"),
+        ({"prompt": 4}, "prompt", "is 4, but phase decode of llama-3.2-1b takes no prompt"),
+        ({"chunk": 4}, "chunk", "is 4, but phase decode of llama-3.2-1b takes no chunk"),
         ({"lengths": [3, 4]}, "lengths", "give either context or lengths"),
         ({"context": None, "lengths": [3, 4], "batch": 3}, "batch", "lengths lists 2 requests"),
         ({"context": None, "lengths": []}, "lengths", "lists no requests"),
@@ -139,8 +139,11 @@ def test_wrong_keys_are_one_sentence(keys: dict[str, Any], key: str | None, word
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"model": "vit-b", "phase": "encode", "prompt": 5}, "prompt: does not apply to phase encode of vit-b"),
-        ({"model": "dit-xl", "phase": "denoise", "context": 5}, "context: does not apply"),
+        ({"model": "vit-b", "phase": "encode", "prompt": 5}, "prompt: is 5, but phase encode of vit-b takes no prompt"),
+        (
+            {"model": "dit-xl", "phase": "denoise", "context": 5},
+            "phase denoise of dit-xl-2 takes no context",
+        ),
         ({"model": "bert-large", "phase": "encode", "prompt": 513}, "max_position 512"),
         ({"model": "bert-large", "phase": "decode", "context": 5}, "phases are: encode"),
     ],

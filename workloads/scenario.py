@@ -226,7 +226,12 @@ def _resolve(scenario: Scenario, path: Path | None) -> Workload:
         raise ConfigError(
             f"lists {scenario.methods[0]!r}, but no methods exist in this version: leave the list empty", key="methods"
         )
-    model = load_model(_beside(scenario.model, path))
+    try:
+        model = load_model(_beside(scenario.model, path))
+    except ConfigError as error:
+        if error.file is not None:
+            raise
+        raise ConfigError(error.message, key="model") from None
     rule = PHASES[scenario.phase]
     if model.kind not in rule.kinds:
         fitting = ", ".join(name for name, r in PHASES.items() if model.kind in r.kinds)
@@ -253,10 +258,10 @@ def _check_keys(scenario: Scenario, model: Model, length_key: str | None, rule: 
     for key in ("prompt", "context", "steps", "chunk", "lengths"):
         if getattr(scenario, key) is not None and key not in taken:
             others = ", ".join(["batch", *sorted(k for k in taken if k)])
-            length = f"; how long its requests are is {length_key!r}" if length_key else ""
+            length = f"; the length of its requests is {length_key!r}" if length_key else ""
             raise ConfigError(
-                f"is {show(getattr(scenario, key))}, but phase {scenario.phase} of {model.name} takes no {key}{length}; "
-                f"keys that apply: {others}",
+                f"is {show(getattr(scenario, key))}, but phase {scenario.phase} of {model.name} takes no {key}{length}"
+                f"; keys that apply: {others}",
                 key=key,
             )
     if length_key is None:

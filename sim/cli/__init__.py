@@ -121,7 +121,7 @@ _BOUNDS = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "
 
 def _wrong_number(error: Any) -> str | None:
     """The complaint about a number in the words of our own readers, with its value; None where it is another one."""
-    found = getattr(error.__cause__, "errors", list)()
+    found: list[Any] = getattr(error.__cause__, "errors", list)()
     parameter = getattr(error, "param", None)
     if len(found) != 1 or parameter is None:
         return None

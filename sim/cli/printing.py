@@ -116,5 +116,6 @@ def say_if_kernels_are_new(entry: str) -> None:
 
     from sim.kernels.jit import cache_folder
 
-    if not config.DISABLE_JIT and next(cache_folder().rglob(f"{entry}-*.nbi"), None) is None:
+    settings: Any = config
+    if not settings.DISABLE_JIT and next(cache_folder().rglob(f"{entry}-*.nbi"), None) is None:
         print(COMPILING, file=sys.stderr, flush=True)

@@ -34,6 +34,7 @@ def simulate(
 ) -> None:
     """Simulate a workload on a machine."""
     from sim.cli.settings import settings
+    from sim.energy_tables import load_table
     from sim.hardware import load_hardware
     from sim.output import check_target
     from workloads import load_workload
@@ -44,6 +45,9 @@ def simulate(
         check_target(target)
     machine = load_hardware(hardware, overrides["hw"])
     work = load_workload(workload, overrides["workload"])
+
+    # Energy is worked out after the run; a table that does not exist is better told before.
+    load_table(machine.energy.table)
 
     from sim.engine import simulate as run
 
