@@ -89,6 +89,21 @@ def read_trace(path: str | Path) -> Requests:
     return Requests(*(np.array(column, np.int64) for column in (address, is_write, earliest, where_from)))
 
 
+def check_addresses(memory: Memory, requests: Requests, channels: int) -> None:
+    """Raise ConfigError for an address beyond `channels` channels of `memory`."""
+    import numpy as np
+
+    capacity = memory.capacity_bytes_per_channel * channels
+    beyond = np.flatnonzero(requests.address >= capacity)
+    if len(beyond):
+        i = int(beyond[0])
+        raise ConfigError(
+            f"request {i + 1} has address {int(requests.address[i]):#x}, but {channels} channel"
+            f"{'s' if channels > 1 else ''} of {memory.name} end at {capacity:#x}",
+            line=None if requests.line is None else int(requests.line[i]),
+        )
+
+
 def replay_requests(
     memory: Memory,
     requests: Requests,
@@ -109,15 +124,7 @@ def replay_requests(
     from sim.kernels.dram_trace import replay, replay_runs
 
     memory.check_channels(channels)
-    capacity = memory.capacity_bytes_per_channel * channels
-    beyond = np.flatnonzero(requests.address >= capacity)
-    if len(beyond):
-        i = int(beyond[0])
-        raise ConfigError(
-            f"request {i + 1} has address {int(requests.address[i]):#x}, but {channels} channel"
-            f"{'s' if channels > 1 else ''} of {memory.name} end at {capacity:#x}",
-            line=None if requests.line is None else int(requests.line[i]),
-        )
+    check_addresses(memory, requests, channels)
     in_flight = min(in_flight, len(requests.address))
     tables = compile_memory(memory, steady)
     burst = requests.address // memory.burst_bytes
@@ -172,9 +179,10 @@ def run(
     if output is not None:
         check_target(output)
     requests = read_trace(trace)
-    if before is not None:
-        before()
     try:
+        check_addresses(loaded, requests, channels)
+        if before is not None:
+            before()
         record = check or output is not None
         log = 16 * len(requests.address) + 4096 if record else 0
         replayed = replay_requests(loaded, requests, channels, in_flight, log, follow=False)

@@ -291,9 +291,13 @@ class Report:
 
     @property
     def _busiest_unit(self) -> str | None:
-        """The unit with the highest utilisation, the first of equals; None where nothing worked."""
-        name = max(self._utilization, key=lambda unit: self._utilization[unit], default=None)
-        return name if name is not None and self._utilization[name] else None
+        """The unit with the highest utilisation, the first of equals; None where nothing worked.
+
+        DMA engines are left out: one is busy while its transfer waits for the memory.
+        """
+        engines = {unit.name for p in self.passes for unit in p.units if unit.kind == "dma"}
+        busy = {name: share for name, share in self._utilization.items() if name not in engines and share}
+        return max(busy, key=lambda unit: busy[unit], default=None)
 
     @cached_property
     def _overheads(self) -> dict[str, int]:

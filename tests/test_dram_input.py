@@ -27,10 +27,10 @@ def trace(tmp_path: Path) -> Path:
         ("LD 0\n\nld 64\n", ":3: 'ld 64' is no request"),
         ("LD\n", ":1: 'LD' is no request"),
         ("LD 0x40 7 9\n", ":1: 'LD 0x40 7 9' is no request"),
-        ("LD -64\n", ":1: 'LD -64' is no request"),
+        ("LD -64\n", ":1: address -64 is out of range: 0 to 2^56 - 1"),
         ("LD 64.0\n", ":1: 'LD 64.0' is no request"),
-        ("LD 1 -5\n", ":1: 'LD 1 -5' is no request"),
-        ("LD " + "9" * 20 + "\n", ":1: 'LD 99999999999999999999' is no request"),
+        ("LD 1 -5\n", ":1: clock -5 is out of range: 0 to 2^56 - 1"),
+        ("LD " + "9" * 20 + "\n", ":1: address 99999999999999999999 is out of range: 0 to 2^56 - 1"),
         ("LD 0\n" + "x y z " * 1000 + "\n", ":2: 'x y z x y z "),
         ("LD 0\n\x00\x00\n", ":2: "),
         ("", ": holds no request"),
@@ -49,10 +49,8 @@ def test_traces(refused: Refused, tmp_path: Path, text: str, says: str) -> None:
 def test_a_binary_file_and_no_file(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "binary"
     path.write_bytes(b"LD 0\n\x7fELF\xff\xfe")
-    assert refused("unit", "dram", "ddr4-3200", path) == (
-        f"{path}: is no text file (byte 0xff at offset 9): write one request a line"
-    )
-    assert refused("unit", "dram", "ddr4-3200", tmp_path).startswith(f"{tmp_path}: cannot be read (Is a directory)")
+    assert refused("unit", "dram", "ddr4-3200", path) == f"{path}: is not UTF-8 text (byte 9)"
+    assert refused("unit", "dram", "ddr4-3200", tmp_path).startswith(f"{tmp_path}: is a folder")
     assert refused("unit", "dram", "ddr4-3200", tmp_path / "none") == f"{tmp_path / 'none'}: no such file"
 
 

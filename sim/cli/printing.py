@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,10 +113,8 @@ def say_if_kernels_are_new(entry: str) -> None:
 
     Nothing is said where the cache holds it, or where kernels run as plain Python.
     """
-    from numba.core import config
-
     from sim.kernels.jit import cache_folder
 
-    settings: Any = config
-    if not settings.DISABLE_JIT and next(cache_folder().rglob(f"{entry}-*.nbi"), None) is None:
+    compiled = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
+    if compiled and next(cache_folder().rglob(f"{entry}-*.nbi"), None) is None:
         print(COMPILING, file=sys.stderr, flush=True)

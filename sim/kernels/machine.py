@@ -138,33 +138,33 @@ def run(prog, result, tables, state, num, den):
             event = NEVER
             if events > 0:
                 event = time[0]
-            c = np.int64(0)
+            who = np.int64(0)
             other = NEVER
             for k in range(1, classes):
-                if due[k] < due[c]:
-                    other = min(other, due[c])
-                    c = np.int64(k)
+                if due[k] < due[who]:
+                    other = min(other, due[who])
+                    who = np.int64(k)
                 else:
                     other = min(other, due[k])
             # What a channel completes at the moment of an event belongs to that moment, so it is found out before.
-            if due[c] > event or due[c] >= NEVER:
+            if due[who] > event or due[who] >= NEVER:
                 break
             limit = min(event, other)
             until = forever
             if limit < NEVER:
                 until = max(to_tick(limit + setup, num, den), next_tick(limit, num, den))
-            nxt = advance(tables, state, c, until)
-            due[c] = NEVER
+            nxt = advance(tables, state, who, until)
+            due[who] = NEVER
             if nxt < NEVER:
-                due[c] = to_ps(nxt, num, den)
-            for k in range(state.done_count[c]):
-                i = state.done_task[c, k]
-                data_end[i] = max(data_end[i], to_ps(state.done_tick[c, k], num, den))
+                due[who] = to_ps(nxt, num, den)
+            for k in range(state.done_count[who]):
+                i = state.done_task[who, k]
+                data_end[i] = max(data_end[i], to_ps(state.done_tick[who, k], num, den))
                 parts[i] -= 1
                 if parts[i] == 0:
                     push_event(time, code, events, data_end[i], np.int64(2 * i))
                     events += 1
-            state.done_count[c] = 0
+            state.done_count[who] = 0
 
         if events == 0:
             return done
