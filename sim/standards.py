@@ -51,6 +51,8 @@ SHORT_KEYS: Final = {
     "queue": ("controller.read_queue", "controller.write_queue"),
     "policy": ("controller.policy",),
     "cap": ("controller.cap",),
+    "page": ("controller.page",),
+    "age_limit": ("controller.age_limit",),
 }
 """Settings with a short name."""
 
@@ -95,6 +97,21 @@ class Policy(StrEnum):
     FRFCFS = "frfcfs"
     RAMULATOR = "ramulator"
     DRAMSIM3 = "dramsim3"
+
+
+class Page(StrEnum):
+    """Fate of an open row that no queued request wants: it stays, is closed at once, or after a while without use."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    ADAPTIVE = "adaptive"
+
+
+class BankHash(StrEnum):
+    """What the bank and bank group of the mapping are combined with: nothing, or XOR with the low bits of the row."""
+
+    NONE = "none"
+    XOR = "xor"
 
 
 class Refresh(StrEnum):
@@ -153,7 +170,7 @@ class Controller(Strict):
     """Scheduler, queue depths, write drain marks, row hits served in a row while an older request waits, and the age in
     ticks from which a read goes before everything but refreshes (writes are posted: nobody waits for them).
 
-    `bank_queue` is the depth of the further queues of each bank under the policy dramsim3.
+    `page_idle` is the time without use after which an adaptive page is closed; `bank_queue` is the depth of the further queues of each bank under the policy dramsim3.
     """
 
     policy: Policy
@@ -164,6 +181,8 @@ class Controller(Strict):
     cap: Annotated[int, Field(gt=0, le=2**31)]
     age_limit: Annotated[int, Field(gt=0, le=2**31)] = 2048
     bank_queue: Entries = 8
+    page: Page = Page.OPEN
+    page_idle: Annotated[int, Field(ge=0, le=2**15)] = 100
 
     @model_validator(mode="after")
     def _check(self) -> Controller:
@@ -172,6 +191,8 @@ class Controller(Strict):
                 f"drain_low {self.drain_low} must be below drain_high {self.drain_high}, "
                 f"and that at most write_queue {self.write_queue}"
             )
+        if self.page is not Page.OPEN and self.policy is not Policy.FRFCFS:
+            raise ValueError(f"page {self.page} is not what policy {self.policy} does; it leaves pages open")
         return self
 
 
@@ -199,6 +220,7 @@ class Memory(Strict):
     buses: Annotated[int, Field(ge=1, le=2)] = Field(description="2: row and column commands have buses of their own")
     refresh: Refresh
     mapping: str
+    bank_hash: BankHash = BankHash.NONE
     currents: Currents
     controller: Controller
 
@@ -470,7 +492,11 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
 
     pieces = _pieces(memory)
     low_bits, high_shift, low_bank, low_row = _low_tables(memory, pieces)
-    period_bits = pieces[-1].shift if pieces and pieces[-1].row else 0
+    hashed = (o.banks * o.bank_groups).bit_length() - 1 if memory.bank_hash is BankHash.XOR else 0
+    if hashed >= o.rows.bit_length():
+        hashed = o.rows.bit_length() - 1
+    above = max(0, hashed - pieces[-1].to) if pieces else 0  # row bits of the topmost piece that the hash reads
+    period_bits = pieces[-1].shift + above if pieces and pieces[-1].row else 0
     interval = 0 if memory.refresh is Refresh.NONE else timings["tREFI"]
     stagger = memory.refresh is Refresh.STAGGERED
     first = interval - int(memory.controller.policy is Policy.RAMULATOR)  # it counts clocks from one
@@ -514,13 +540,14 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         write_pool=c.write_queue + beyond,
         cap=c.cap,
         age_limit=c.age_limit,
+        page_idle={Page.OPEN: -1, Page.CLOSED: 0, Page.ADAPTIVE: c.page_idle}[c.page],
         drain_high=c.drain_high,
         drain_low=c.drain_low,
         low_bits=low_bits,
         low_bank=low_bank,
         low_row=low_row,
         high_shift=high_shift,
-        hash_bank=np.zeros(1, np.int64),
+        hash_bank=np.arange(1 << hashed, dtype=np.int64),
         piece_from=integers([p.shift for p in pieces]),
         piece_mask=integers([(1 << p.bits) - 1 for p in pieces]),
         piece_to=integers([p.to for p in pieces]),
@@ -528,6 +555,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         bursts=memory.bursts_per_channel,
         steady=min(STRETCH, 1 << period_bits) if steady and period_bits >= 4 and c.policy is Policy.FRFCFS else 0,
         period_bits=period_bits,
+        period_shift=pieces[-1].to + above if pieces else 0,
     )
 
 
@@ -595,7 +623,7 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     windows = len(tables.window_size)
     size = int(tables.window_size.max()) if windows else 1
     known = KNOWN_STATES if tables.steady and not log else 1
-    words = 8 + tables.banks * (2 + k.N_COMMANDS) + tables.groups * k.N_COMMANDS + 2 * tables.ranks
+    words = 8 + tables.banks * (3 + k.N_COMMANDS) + tables.groups * k.N_COMMANDS + 2 * tables.ranks
     words += windows * tables.groups * size + 4 * entries
     state = k.ChannelState(
         scalar=np.zeros((classes, k.N_SCALARS), np.int64),

@@ -83,6 +83,10 @@ class Naive:
             shifts[name] += bits
             burst >>= bits
         rank = values["pc"] * self.memory.organisation.ranks + values["ra"]
+        if self.memory.bank_hash == "xor":
+            o = self.memory.organisation
+            values["ba"] ^= values["ro"] % o.banks
+            values["bg"] ^= values["ro"] // o.banks % o.bank_groups
         return (rank, values["bg"], values["ba"]), values["ro"]
 
     def scope(self, level: str, bank: tuple[int, ...]) -> tuple[int, ...]:
@@ -178,6 +182,7 @@ class Naive:
             self.set_mode()
 
     owners: dict[int, Segment] = field(default_factory=dict)
+    used: dict[tuple[int, int, int], int] = field(default_factory=dict)
 
     def complete(self, segment: Segment, tick: int) -> None:
         """One burst of a segment is served."""
@@ -191,9 +196,9 @@ class Naive:
         oldest = next(iter(self.queues[READ]), None)
         return oldest if oldest and self.tick - oldest.arrival >= self.memory.controller.age_limit else None
 
-    def candidates(self) -> list[tuple[int, int, str, Entry | int]]:
+    def candidates(self) -> list[tuple[int, int, str, Entry | int | tuple[int, int, int]]]:
         """(class, age, command, what) of everything that may be issued now."""
-        found: list[tuple[int, int, str, Entry | int]] = []
+        found: list[tuple[int, int, str, Entry | int | tuple[int, int, int]]] = []
         for r in range(self.ranks):
             if self.waits[r]:
                 command = "PREA" if any(b[0] == r for b in self.open) else "REF"
@@ -207,7 +212,11 @@ class Naive:
             return found
         for bank in self.banks:
             mine = [e for e in self.queues[kind] if e.bank == bank]
-            if not mine or self.waits[bank[0]]:
+            if self.waits[bank[0]]:
+                continue
+            if not mine:
+                if self.unwanted(bank) and self.legal("PRE", bank, self.tick):
+                    found.append((3, 2**60 + self.banks.index(bank), "PRE", bank))
                 continue
             entry = mine[0]
             hit, other = self.hit(kind, bank), self.hit(1 - kind, bank)
@@ -223,7 +232,14 @@ class Naive:
                 found.append((rank, entry.age, command, entry))
         return found
 
-    def act(self, command: str, what: Entry | int) -> None:
+    def unwanted(self, bank: tuple[int, int, int]) -> bool:
+        """Whether the row of a bank is to be closed though nobody waits for another."""
+        c = self.memory.controller
+        if c.page == "open" or bank not in self.open or not self.streak[bank] or self.hit(0, bank) or self.hit(1, bank):
+            return False
+        return self.tick >= self.used[bank] + (c.page_idle if c.page == "adaptive" else 0)
+
+    def act(self, command: str, what: Entry | int | tuple[int, int, int]) -> None:
         """Issue a command and change the state accordingly."""
         t = self.memory.timings
         if isinstance(what, int):
@@ -233,6 +249,9 @@ class Naive:
             else:
                 self.waits[what] = False
                 self.due[what] += t["tREFI"]
+            return
+        if isinstance(what, tuple):
+            self.issue(command, what, self.open.pop(what))
             return
         bank = what.bank
         if command == "ACT":
@@ -246,6 +265,7 @@ class Naive:
         else:
             self.issue(command, bank, what.row)
             self.streak[bank] += 1
+            self.used[bank] = self.tick
             self.queues[what.kind].remove(what)
             kind = "conflicts" if "p" in what.touched else "misses" if what.touched else "hits"
             self.counts[kind] += 1
@@ -257,7 +277,8 @@ class Naive:
 
     def run(self, last: int = 200_000) -> None:
         """Serve everything."""
-        while (self.segments or any(self.queues)) and self.tick < last:
+        closes = self.memory.controller.page != "open"
+        while (self.segments or any(self.queues) or (closes and self.open)) and self.tick < last:
             for r in range(self.ranks):
                 if not self.waits[r] and self.due[r] <= self.tick:
                     self.waits[r] = True

@@ -21,6 +21,7 @@ from sim.kernels.dram_tables import (
     BUS_ROW,
     BUSY,
     CLASS_SHIFT,
+    CLOSE_FROM,
     CONFLICTS,
     DUE,
     ENTRY_BANK,
@@ -35,6 +36,7 @@ from sim.kernels.dram_tables import (
     HIT_R,
     HIT_W,
     HITS,
+    LAST_AGE,
     LAST_END,
     LAST_READ_END,
     LAST_WRITE,
@@ -88,11 +90,21 @@ def choose(t, bank, ready, rank, entry, b, d):
     """Decide what bank `b` wants for direction `d`: its oldest row hit (at most `cap` past older requests) or its head.
 
     A row opened for the other direction and not used yet is used first: to close it again would waste the activation.
+    A row that nobody waits for is closed in time, unless the pages are left open.
     """
     e = bank[HEAD_R + d, b]
     g = t.group_of[b]
-    if e < 0 or rank[WAITS, t.rank_of[g]] > 0:
+    if rank[WAITS, t.rank_of[g]] > 0:
         bank[FROM_R + d, b] = FAR
+    elif e < 0:
+        bank[FROM_R + d, b] = FAR
+        unwanted = bank[HIT_R, b] < 0 and bank[HIT_W, b] < 0 and bank[ROW, b] >= 0
+        if t.page_idle >= 0 and unwanted and bank[STREAK, b] > 0:
+            bank[WANT_R + d, b] = PRE
+            bank[PICK_R + d, b] = -1
+            bank[ORDER_R + d, b] = 3 << CLASS_SHIFT | LAST_AGE << BANK_BITS | b
+            bank[FROM_R + d, b] = max(ready[b, PRE], bank[CLOSE_FROM, b])
+            bank[NEAR_R + d, b] = g * N_COMMANDS + PRE
     else:
         hit = bank[HIT_R + d, b]
         other = bank[HIT_W - d, b]
@@ -235,7 +247,7 @@ def accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
     if fresh:
         choose(t, bank, ready, rank, entry, b, np.int64(0))
         choose(t, bank, ready, rank, entry, b, np.int64(1))
-        if x[OVERDUE] >= 0:
+        if x[OVERDUE] >= 0 or (t.page_idle >= 0 and b == x[BEST] & (2**BANK_BITS - 1)):
             x[STALE] = 1
         elif d == mode:
             first = max(bank[FROM_R + d, b], near[bank[NEAR_R + d, b]])
@@ -427,7 +439,8 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
         bank[STREAK, b] = 0
         bank[HIT_R, b] = -1
         bank[HIT_W, b] = -1
-        entry[TOUCHED, e] |= 2
+        if e >= 0:
+            entry[TOUCHED, e] |= 2
         if rank[OPEN, r] == 1:
             account(rank, r, tick)
         rank[OPEN, r] -= 1
@@ -437,6 +450,7 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
         count[HITS if touched == 0 else (MISSES if touched == 1 else CONFLICTS)] += 1
         count[BUSY] += t.burst_ticks
         bank[STREAK, b] += 1
+        bank[CLOSE_FROM, b] = tick + t.page_idle
         if kind == RD:
             end = tick + t.read_ticks
             count[READ_LATENCY] += end - entry[ARRIVAL, e]
