@@ -87,6 +87,9 @@ STRETCH: Final = 128
 MERGED_READS: Final = 256
 """Reads that the policy dramsim3 can serve along with others at a time."""
 
+MOST_POSTPONED: Final = 8
+"""Refreshes that may be put off: JESD79-4, JESD79-5."""
+
 KNOWN_STATES: Final = 512
 """States that the memo of the steady-state shortcut holds."""
 
@@ -115,11 +118,12 @@ class BankHash(StrEnum):
 
 
 class Refresh(StrEnum):
-    """When ranks are refreshed: never, all at once, or spread over the interval."""
+    """When ranks are refreshed: never, all at once, in turn over the interval, or so but put off while work waits."""
 
     NONE = "none"
     TOGETHER = "together"
     STAGGERED = "staggered"
+    POSTPONED = "postponed"
 
 
 PowerOfTwo = Annotated[int, Field(gt=0, le=2**24)]
@@ -170,7 +174,8 @@ class Controller(Strict):
     """Scheduler, queue depths, write drain marks, row hits served in a row while an older request waits, and the age in
     ticks from which a read goes before everything but refreshes (writes are posted: nobody waits for them).
 
-    `page_idle` is the time without use after which an adaptive page is closed; `bank_queue` is the depth of the further queues of each bank under the policy dramsim3.
+    `page_idle` is the time without use after which an adaptive page is closed, `bank_queue` the depth of the further
+    queues of each bank under the policy dramsim3.
     """
 
     policy: Policy
@@ -236,6 +241,8 @@ class Memory(Strict):
         for command in self.command_ticks:
             if command not in COMMANDS:
                 raise ValueError(f"command_ticks: {not_among('command', command, COMMANDS)}")
+        if self.refresh is Refresh.POSTPONED and self.controller.policy is not Policy.FRFCFS:
+            raise ValueError(f"refresh is postponed, which policy {self.controller.policy} never does")
         _ = self.rule_rows, self.fields
         return self
 
@@ -498,7 +505,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     above = max(0, hashed - pieces[-1].to) if pieces else 0  # row bits of the topmost piece that the hash reads
     period_bits = pieces[-1].shift + above if pieces and pieces[-1].row else 0
     interval = 0 if memory.refresh is Refresh.NONE else timings["tREFI"]
-    stagger = memory.refresh is Refresh.STAGGERED
+    stagger = memory.refresh in (Refresh.STAGGERED, Refresh.POSTPONED)
     first = interval - int(memory.controller.policy is Policy.RAMULATOR)  # it counts clocks from one
     phase = [interval * (r + 1) // ranks if stagger else first for r in range(ranks)]
     window = np.asarray(windows, np.int64).reshape(-1, 4)
@@ -531,6 +538,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         front_ticks=memory.clock_ticks,
         refresh_interval=interval,
         refresh_ticks=timings["tRFC"] if interval else 0,
+        postponable=MOST_POSTPONED if memory.refresh is Refresh.POSTPONED else 0,
         refresh_phase=integers(phase if interval else [k.NEVER] * ranks),
         policy=list(Policy).index(c.policy),
         read_entries=c.read_queue,
@@ -623,7 +631,7 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     windows = len(tables.window_size)
     size = int(tables.window_size.max()) if windows else 1
     known = KNOWN_STATES if tables.steady and not log else 1
-    words = 8 + tables.banks * (3 + k.N_COMMANDS) + tables.groups * k.N_COMMANDS + 2 * tables.ranks
+    words = 8 + tables.banks * (3 + k.N_COMMANDS) + tables.groups * k.N_COMMANDS + 3 * tables.ranks
     words += windows * tables.groups * size + 4 * entries
     state = k.ChannelState(
         scalar=np.zeros((classes, k.N_SCALARS), np.int64),

@@ -64,11 +64,13 @@ class Naive:
         self.front = 0
         self.bus = {"row": 0, "column": 0}
         interval = self.memory.timings["tREFI"]
-        staggered = self.memory.refresh is Refresh.STAGGERED
+        staggered = self.memory.refresh in (Refresh.STAGGERED, Refresh.POSTPONED)
         self.due = [interval * (r + 1) // self.ranks if staggered else interval for r in range(self.ranks)]
         if self.memory.refresh is Refresh.NONE:
             self.due = [2**62] * self.ranks
         self.waits = [False] * self.ranks
+        self.postpones = self.memory.refresh is Refresh.POSTPONED
+        self.debt = [0] * self.ranks
         self.history: dict[tuple[str, str, tuple[int, ...]], list[int]] = defaultdict(list)
 
     def place(self, burst: int) -> tuple[tuple[int, int, int], int]:
@@ -248,7 +250,11 @@ class Naive:
                 self.open = {b: row for b, row in self.open.items() if b[0] != what}
             else:
                 self.waits[what] = False
-                self.due[what] += t["tREFI"]
+                if not self.postpones:
+                    self.due[what] += t["tREFI"]
+                else:
+                    self.debt[what] -= 1
+                    self.waits[what] = self.debt[what] >= 8 or (self.debt[what] > 0 and not any(self.queues))
             return
         if isinstance(what, tuple):
             self.issue(command, what, self.open.pop(what))
@@ -274,14 +280,20 @@ class Naive:
                 self.counts["read latency"] += end - what.arrival
                 self.complete(self.owners[what.owner], end)
             self.set_mode()
+            if not any(self.queues):
+                self.waits = [waits or debt > 0 for waits, debt in zip(self.waits, self.debt, strict=True)]
 
     def run(self, last: int = 200_000) -> None:
         """Serve everything."""
         closes = self.memory.controller.page != "open"
         while (self.segments or any(self.queues) or (closes and self.open)) and self.tick < last:
             for r in range(self.ranks):
-                if not self.waits[r] and self.due[r] <= self.tick:
+                if self.due[r] <= self.tick and not self.postpones:
                     self.waits[r] = True
+                elif self.due[r] <= self.tick:
+                    self.debt[r] += 1
+                    self.due[r] += self.memory.timings["tREFI"]
+                    self.waits[r] = self.waits[r] or self.debt[r] >= 8 or not any(self.queues)
             self.accept()
             while found := self.candidates():
                 _, _, command, what = min(found, key=lambda f: f[:2])

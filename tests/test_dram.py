@@ -74,7 +74,7 @@ def works(draw: st.DrawFn, most: int = 14) -> Work:
     age_limit=st.sampled_from([1, 40, 150, 2048]),
     page=st.sampled_from(["open", "open", "closed", "adaptive"]),
     bank_hash=st.sampled_from(["none", "xor"]),
-    refresh=st.sampled_from(["none", "staggered", "together"]),
+    refresh=st.sampled_from(["none", "staggered", "together", "postponed"]),
 )
 def test_equals_the_plain_twin(
     name: str, work: Work, queue: int, cap: int, age_limit: int, page: str, bank_hash: str, refresh: str
@@ -179,11 +179,17 @@ def end_of(memory: Memory, work: Work, steady: bool) -> tuple[Any, ...]:
     age_limit=st.sampled_from([90, 400, 2048]),
     page=st.sampled_from(["open", "open", "closed", "adaptive"]),
     bank_hash=st.sampled_from(["none", "xor"]),
+    refresh=st.sampled_from(["staggered", "together", "postponed"]),
 )  # fmt: skip
 def test_steady_state_survives_gaps_and_turns(
-    name: str, segments: list[tuple[int, int, int, int, int, int]], age_limit: int, page: str, bank_hash: str
+    name: str,
+    segments: list[tuple[int, int, int, int, int, int]],
+    age_limit: int,
+    page: str,
+    bank_hash: str,
+    refresh: str,
 ) -> None:
-    memory = load_memory(name, {"age_limit": age_limit, "page": page, "bank_hash": bank_hash})
+    memory = load_memory(name, {"age_limit": age_limit, "page": page, "bank_hash": bank_hash, "refresh": refresh})
     work: Work = []
     tick = 0
     for place, step, many, length, is_write, gap in segments:
@@ -208,6 +214,35 @@ def test_no_read_waits_for_ever() -> None:
         served.append(dict(done)[1])
     assert served[0] < 500 + 100
     assert served[1] > 40 * 512 * 4
+
+
+def test_a_refresh_begun_goes_on_while_idle() -> None:
+    memory = load_memory("ddr4-3200")  # two ranks, the first refreshed from tick 6240
+    other_rank = 1 << 11
+    logs = []
+    for cuts in ([NEVER], [6300, 9000, NEVER]):
+        t = compile_memory(memory)
+        s = new_state(t, 1, 4, log=1000)
+        push(t, s, 0, 0, 4, 0, 0, 6100)
+        push(t, s, 0, other_rank, 4, 0, 1, 6225)
+        for until in cuts:
+            finish(t, s, until)
+        push(t, s, 0, 0, 4, 0, 2, 10_000)
+        finish(t, s)
+        logs.append(commands(s))
+    assert logs[0] == logs[1]
+    assert commands(s, "REF")[0][1] < 6300
+
+
+def test_refreshes_are_put_off_while_busy() -> None:
+    memory = load_memory("ddr4-3200-matched", {"refresh": "postponed"})
+    work = [(k * 2048, 1, 0, 0) for k in range(1400)]  # busy for 8.3 intervals
+    _, s, done = serve(memory, [*work, (0, 1, 0, 300_000)])
+    ticks = [tick for _, tick, *_ in commands(s, "REF")]
+    assert 8 * 12480 <= ticks[0] < 8 * 12480 + 200
+    assert len([tick for tick in ticks if tick < 110_000]) == 8
+    assert len(ticks) == 300_000 // 12480
+    assert 1399 * 74 + 48 + 576 <= dict(done)[1399] <= 1400 * 74 + 48 + 576
 
 
 def test_pages() -> None:

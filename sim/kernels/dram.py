@@ -155,6 +155,8 @@ def run_channel(t, s, c, until, settling, wait_room):
         if x[QUEUED_R] + x[QUEUED_W] == 0 if t.policy == FRFCFS else at_rest(t, x):
             closing = t.page_idle >= 0 and any_open(t, rank)
             if arrival == NEVER and settling == 0 and not closing:
+                if x[STALE] == 1 and x[WAITING_REFRESH] > 0 and t.policy == FRFCFS:
+                    find_best(t, x, bank, ready, near, rank, entry, now)  # keeps the tick of a refresh begun
                 tick = NEVER
                 break
             horizon = min(until, arrival)

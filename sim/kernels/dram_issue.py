@@ -23,6 +23,7 @@ from sim.kernels.dram_tables import (
     CLASS_SHIFT,
     CLOSE_FROM,
     CONFLICTS,
+    DEBT,
     DUE,
     ENTRY_BANK,
     ENTRY_ROW,
@@ -353,10 +354,13 @@ def constrain(t, ready, near, ring, kind, b, g, tick):
 
 @inlined
 def next_due(t, x, rank):
-    """Recompute the tick at which the next refresh falls due in a rank that does not wait for one already."""
+    """Recompute the tick at which the next refresh falls due in a rank that does not wait for one already.
+
+    Where refreshes are put off, they are counted in any rank.
+    """
     due = NEVER
     for r in range(t.ranks):
-        if rank[WAITS, r] == 0:
+        if rank[WAITS, r] == 0 or t.postponable > 0:
             due = min(due, rank[NEXT_DUE, r])
     x[DUE] = due
 
@@ -370,14 +374,33 @@ def choose_rank(t, bank, ready, rank, entry, r):
         choose(t, bank, ready, rank, entry, b, np.int64(1))
 
 
+@inlined
+def wait_for_refresh(t, x, bank, ready, rank, entry, r):
+    """Let rank `r`, which owes a refresh, do no more work before it, unless it can be put off."""
+    put_off = t.postponable > 0 and rank[DEBT, r] < t.postponable and x[QUEUED_R] + x[QUEUED_W] > 0
+    if rank[WAITS, r] == 0 and not put_off:
+        rank[WAITS, r] = 1
+        x[WAITING_REFRESH] += 1
+        choose_rank(t, bank, ready, rank, entry, r)
+
+
+@leaf
+def catch_up(t, x, bank, ready, rank, entry):
+    """Make the ranks do the refreshes put off, as nothing is queued any more."""
+    for r in range(t.ranks):
+        if rank[DEBT, r] > 0:
+            wait_for_refresh(t, x, bank, ready, rank, entry, r)
+
+
 @leaf
 def fall_due(t, x, bank, ready, rank, entry, tick):
-    """Mark the ranks whose refresh falls due at `tick`: they take no further work until it is done."""
+    """Mark the ranks whose refresh falls due at `tick`: they take no further work until it is done or put off."""
     for r in range(t.ranks):
-        if rank[WAITS, r] == 0 and rank[NEXT_DUE, r] <= tick:
-            rank[WAITS, r] = 1
-            x[WAITING_REFRESH] += 1
-            choose_rank(t, bank, ready, rank, entry, r)
+        if rank[NEXT_DUE, r] <= tick:
+            if t.postponable > 0:
+                rank[DEBT, r] += 1
+                rank[NEXT_DUE, r] += t.refresh_interval
+            wait_for_refresh(t, x, bank, ready, rank, entry, r)
     next_due(t, x, rank)
     x[STALE] = 1
 
@@ -468,6 +491,8 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
     constrain(t, ready, near, ring, kind, b, g, tick)
     choose(t, bank, ready, rank, entry, b, np.int64(0))
     choose(t, bank, ready, rank, entry, b, np.int64(1))
+    if t.postponable > 0 and x[QUEUED_R] + x[QUEUED_W] == 0:
+        catch_up(t, x, bank, ready, rank, entry)
     x[STALE] = 1
     if kind >= RD and t.two_buses == 1:
         x[BUS_COLUMN] = tick + t.command_ticks[kind]
@@ -497,9 +522,14 @@ def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
         account(rank, r, tick)
         rank[TIME_REFRESH, r] += t.refresh_ticks
         rank[SINCE, r] = tick + t.refresh_ticks
-        rank[NEXT_DUE, r] += t.refresh_interval
         rank[WAITS, r] = 0
         x[WAITING_REFRESH] -= 1
+        if t.postponable == 0:
+            rank[NEXT_DUE, r] += t.refresh_interval
+        else:
+            rank[DEBT, r] -= 1
+            if rank[DEBT, r] > 0:
+                wait_for_refresh(t, x, bank, ready, rank, entry, r)
         next_due(t, x, rank)
         choose_rank(t, bank, ready, rank, entry, r)
     x[STALE] = 1

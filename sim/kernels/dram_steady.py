@@ -20,6 +20,7 @@ from sim.kernels.dram_tables import (
     CLOSE_FROM,
     CURSOR,
     DATA_END,
+    DEBT,
     DUE,
     ENTRY_BANK,
     ENTRY_ROW,
@@ -113,7 +114,8 @@ def describe(t, x, bank, ready, near, rank, ring, entry, word, burst, owner, d, 
     for r in range(t.ranks):
         word[n] = rank[OPEN, r]
         word[n + 1] = relative(rank[SINCE, r], now, np.int64(0))
-        n += 2
+        word[n + 2] = min(rank[DEBT, r], 1)
+        n += 3
     for w in range(ring.shape[0]):
         size = t.window_size[w]
         for node in range(t.groups):
@@ -170,7 +172,7 @@ def restore(t, x, bank, ready, near, rank, ring, entry, word, burst, owner, d, n
         n += 1
     for r in range(t.ranks):
         rank[OPEN, r] = word[n]
-        n += 2
+        n += 3
     for w in range(ring.shape[0]):
         size = t.window_size[w]
         for node in range(t.groups):

@@ -66,8 +66,8 @@ MOST_AHEAD = 2**16 - 1
 RECHECK = 1 << BANK_BITS
 
 # Per rank (`ChannelState.rank`).
-OPEN, SINCE, NEXT_DUE, WAITS, TIME_ACTIVE, TIME_PRECHARGED, TIME_REFRESH = 0, 1, 2, 3, 4, 5, 6
-N_RANK = 7
+OPEN, SINCE, NEXT_DUE, WAITS, TIME_ACTIVE, TIME_PRECHARGED, TIME_REFRESH, DEBT = 0, 1, 2, 3, 4, 5, 6, 7
+N_RANK = 8  # DEBT: refreshes put off
 
 # Per queue entry (`ChannelState.entry`).
 ADDRESS, ENTRY_ROW, ENTRY_BANK, AGE, OWNER, ARRIVAL, FORWARD, BACK, TOUCHED = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -109,6 +109,7 @@ class DramTables(NamedTuple):
     front_ticks: int  # ticks between two offers
     refresh_interval: int  # 0: none
     refresh_ticks: int
+    postponable: int  # refreshes that may be put off while requests are queued
     refresh_phase: np.ndarray  # [ranks]: first due tick
     policy: int
     read_entries: int
