@@ -172,7 +172,7 @@ class Currents(Strict):
 
 class Controller(Strict):
     """Scheduler, queue depths, write drain marks, row hits served in a row while an older request waits, and the age in
-    ticks from which a read goes before everything but refreshes (writes are posted: nobody waits for them).
+    ticks from which a read goes before writes and before other ranks' reads (writes are posted: nobody waits for them).
 
     `page_idle` is the time without use after which an adaptive page is closed, `bank_queue` the depth of the further
     queues of each bank under the policy dramsim3.

@@ -206,12 +206,8 @@ class Naive:
                 command = "PREA" if any(b[0] == r for b in self.open) else "REF"
                 if self.legal(command, (r,), self.tick):
                     found.append((0, r, command, r))
-        kind = int(self.draining)
-        if late := self.overdue():
-            command = "ACT" if late.bank not in self.open else "RD" if self.open[late.bank] == late.row else "PRE"
-            if not self.waits[late.bank[0]] and self.legal(command, late.bank, self.tick):
-                found.append((1, late.age, command, late))
-            return found
+        late = self.overdue()
+        kind = READ if late else int(self.draining)
         for bank in self.banks:
             mine = [e for e in self.queues[kind] if e.bank == bank]
             if self.waits[bank[0]]:
@@ -230,6 +226,8 @@ class Naive:
                 rank, command, entry = 2, ("WR", "RD")[kind], other
             else:
                 rank, command = 3, "PRE"
+            if late and rank == 2 and bank[0] != late.bank[0]:
+                continue
             if self.legal(command, bank, self.tick):
                 found.append((rank, entry.age, command, entry))
         return found

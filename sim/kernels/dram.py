@@ -156,7 +156,7 @@ def run_channel(t, s, c, until, settling, wait_room):
             closing = t.page_idle >= 0 and any_open(t, rank)
             if arrival == NEVER and settling == 0 and not closing:
                 if x[STALE] == 1 and x[WAITING_REFRESH] > 0 and t.policy == FRFCFS:
-                    find_best(t, x, bank, ready, near, rank, entry, now)  # keeps the tick of a refresh begun
+                    find_best(t, x, bank, near, rank, entry, now)  # keeps the tick of a refresh begun
                 tick = NEVER
                 break
             horizon = min(until, arrival)
@@ -165,7 +165,7 @@ def run_channel(t, s, c, until, settling, wait_room):
         if t.policy != FRFCFS:
             x[STALE] = 0
         elif x[STALE] == 1:
-            find_best(t, x, bank, ready, near, rank, entry, now)
+            find_best(t, x, bank, near, rank, entry, now)
         tick = min(min(arrival, x[BEST_TICK]), x[DUE])
         if tick >= until or (stop and tick > now and settling == 0):
             break

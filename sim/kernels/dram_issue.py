@@ -178,30 +178,30 @@ def find_overdue(t, x, bank, entry, now):
 
 
 @leaf
-def find_best_for_overdue(t, x, bank, ready, near, rank, entry, now):
-    """As `find_best`, of the refreshes and the commands that the overdue read needs."""
-    e = x[OVERDUE]
-    b = entry[ENTRY_BANK, e]
-    g = t.group_of[b]
-    if bank[ROW, b] < 0:
-        want = np.int64(ACT)
-    elif bank[ROW, b] == entry[ENTRY_ROW, e]:
-        want = np.int64(RD)
-    else:
-        want = np.int64(PRE)
-    bank[WANT_R, b] = want
-    bank[PICK_R, b] = e
+def find_best_for_overdue(t, x, bank, near, rank, entry, now):
+    """As `find_best`, for reads, and of the data transfers only those of the overdue read's rank.
+
+    Within a rank no request starves, as of commands ready at once the oldest request's goes first; another rank's row
+    hits are always ready sooner, by the gap between ranks.
+    """
     x[SIDE] = 0
     x[BEST_TICK] = NEVER
-    x[BEST] = 1 << CLASS_SHIFT | b
-    if rank[WAITS, t.rank_of[g]] == 0:
-        first = max(now, x[BUS_COLUMN] if want == RD else x[BUS_ROW])
-        x[BEST_TICK] = max(first, max(ready[b, want], near[g * N_COMMANDS + want]))
+    x[BEST] = 1 << CLASS_SHIFT
+    own = t.rank_of[t.group_of[entry[ENTRY_BANK, x[OVERDUE]]]]
+    for b in range(t.banks):
+        order = bank[ORDER_R, b]
+        column = order >> CLASS_SHIFT == 2
+        if bank[FROM_R, b] < FAR and (not column or t.rank_of[t.group_of[b]] == own):
+            first = max(now, x[BUS_COLUMN] if column else x[BUS_ROW])
+            first = max(first, max(bank[FROM_R, b], near[bank[NEAR_R, b]]))
+            if first < x[BEST_TICK] or (first == x[BEST_TICK] and order < x[BEST]):
+                x[BEST_TICK] = first
+                x[BEST] = order
     for r in range(t.ranks):
         if rank[WAITS, r] > 0:
             k = PREA if rank[OPEN, r] > 0 else REF
             tick = max(max(now, x[BUS_ROW]), near[r * (t.groups // t.ranks) * N_COMMANDS + k])
-            if tick < x[BEST_TICK] or (tick == x[BEST_TICK] and x[BEST] >> CLASS_SHIFT > 0):
+            if tick < x[BEST_TICK] or (tick == x[BEST_TICK] and r < x[BEST]):
                 x[BEST_TICK] = tick
                 x[BEST] = r
     x[STALE] = 0
@@ -289,7 +289,7 @@ def remove(x, bank, entry, e, d):
 
 
 @inlined
-def find_best(t, x, bank, ready, near, rank, entry, now):
+def find_best(t, x, bank, near, rank, entry, now):
     """Find the next command: BEST_TICK and BEST, its order, whose lowest bits are the bank (of a refresh, the rank).
 
     One pass without branches over all banks becomes vector code, faster than any list of the busy ones.
@@ -297,7 +297,7 @@ def find_best(t, x, bank, ready, near, rank, entry, now):
     if x[QUEUED_R] > 0 and x[OVERDUE] < 0 and now >= x[URGENT_FROM]:
         find_overdue(t, x, bank, entry, now)
     if x[OVERDUE] >= 0:
-        find_best_for_overdue(t, x, bank, ready, near, rank, entry, now)
+        find_best_for_overdue(t, x, bank, near, rank, entry, now)
         return
     d = x[MODE]
     x[SIDE] = d
