@@ -55,6 +55,8 @@ SHORT_KEYS: Final = {
     "queue": ("controller.read_queue", "controller.write_queue"),
     "policy": ("controller.policy",),
     "cap": ("controller.cap",),
+    "page": ("controller.page",),
+    "age_limit": ("controller.age_limit",),
 }
 """Settings with a short name."""
 
@@ -89,6 +91,9 @@ STRETCH: Final = 128
 MERGED_READS: Final = 256
 """Reads that the policy dramsim3 can serve along with others at a time."""
 
+MOST_POSTPONED: Final = 8
+"""Refreshes that may be put off: JESD79-4, JESD79-5."""
+
 KNOWN_STATES: Final = 512
 """States that the memo of the steady-state shortcut holds."""
 
@@ -112,12 +117,28 @@ class PowerDown(StrEnum):
     SELF_REFRESH = "self_refresh"
 
 
+class Page(StrEnum):
+    """Fate of an open row that no queued request wants: it stays, is closed at once, or after a while without use."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    ADAPTIVE = "adaptive"
+
+
+class BankHash(StrEnum):
+    """What the bank and bank group of the mapping are combined with: nothing, or XOR with the low bits of the row."""
+
+    NONE = "none"
+    XOR = "xor"
+
+
 class Refresh(StrEnum):
-    """When ranks are refreshed: never, all at once, or spread over the interval."""
+    """When ranks are refreshed: never, all at once, in turn over the interval, or so but put off while work waits."""
 
     NONE = "none"
     TOGETHER = "together"
     STAGGERED = "staggered"
+    POSTPONED = "postponed"
 
 
 PowerOfTwo = Annotated[int, Field(gt=0, le=2**24)]
@@ -183,9 +204,10 @@ class Currents(Strict):
 
 class Controller(Strict):
     """Scheduler, queue depths, write drain marks, row hits served in a row while an older request waits, and the age in
-    ticks from which a read goes before everything but refreshes (writes are posted: nobody waits for them).
+    ticks from which a read goes before writes and before other ranks' reads (writes are posted: nobody waits for them).
 
-    `bank_queue` is the depth of the further queues of each bank under the policy dramsim3.
+    `page_idle` is the time without use after which an adaptive page is closed, `bank_queue` the depth of the further
+    queues of each bank under the policy dramsim3.
     """
 
     policy: Policy
@@ -197,6 +219,8 @@ class Controller(Strict):
     cap: Annotated[int, Field(gt=0, le=2**31)]
     age_limit: Annotated[int, Field(gt=0, le=2**31)] = 2048
     bank_queue: Entries = 8
+    page: Page = Page.OPEN
+    page_idle: Annotated[int, Field(ge=0, le=2**15)] = 100
 
     @model_validator(mode="after")
     def _check(self) -> Controller:
@@ -205,6 +229,8 @@ class Controller(Strict):
                 f"drain_low {self.drain_low} must be below drain_high {self.drain_high}, "
                 f"and that at most write_queue {self.write_queue}"
             )
+        if self.page is not Page.OPEN and self.policy is not Policy.FRFCFS:
+            raise ValueError(f"page {self.page} is not what policy {self.policy} does; it leaves pages open")
         return self
 
 
@@ -232,6 +258,7 @@ class Memory(Strict):
     buses: Annotated[int, Field(ge=1, le=2)] = Field(description="2: row and column commands have buses of their own")
     refresh: Refresh
     mapping: str
+    bank_hash: BankHash = BankHash.NONE
     currents: Currents
     controller: Controller
 
@@ -267,6 +294,8 @@ class Memory(Strict):
         needed = {PowerDown.FAST: "IDD2P", PowerDown.SELF_REFRESH: "IDD6"}.get(self.controller.power_down)
         if needed and getattr(self.currents, needed) is None:
             raise ValueError(f"controller.power_down: {self.controller.power_down} needs currents.{needed}")
+        if self.refresh is Refresh.POSTPONED and self.controller.policy is not Policy.FRFCFS:
+            raise ValueError(f"refresh is postponed, which policy {self.controller.policy} never does")
         _ = self.fields
         return self
 
@@ -518,9 +547,13 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
 
     pieces = _pieces(memory)
     low_bits, high_shift, low_bank, low_row = _low_tables(memory, pieces)
-    period_bits = pieces[-1].shift if pieces and pieces[-1].row else 0
+    hashed = (o.banks * o.bank_groups).bit_length() - 1 if memory.bank_hash is BankHash.XOR else 0
+    if hashed >= o.rows.bit_length():
+        hashed = o.rows.bit_length() - 1
+    above = max(0, hashed - pieces[-1].to) if pieces else 0  # row bits of the topmost piece that the hash reads
+    period_bits = pieces[-1].shift + above if pieces and pieces[-1].row else 0
     interval = 0 if memory.refresh is Refresh.NONE else timings["tREFI"]
-    stagger = memory.refresh is Refresh.STAGGERED
+    stagger = memory.refresh in (Refresh.STAGGERED, Refresh.POSTPONED)
     first = interval - int(memory.controller.policy is Policy.RAMULATOR)  # it counts clocks from one
     phase = [interval * (r + 1) // ranks if stagger else first for r in range(ranks)]
     window = np.asarray(windows, np.int64).reshape(-1, 4)
@@ -553,6 +586,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         front_ticks=memory.clock_ticks,
         refresh_interval=interval,
         refresh_ticks=timings["tRFC"] if interval else 0,
+        postponable=MOST_POSTPONED if memory.refresh is Refresh.POSTPONED else 0,
         refresh_phase=integers(phase if interval else [k.NEVER] * ranks),
         policy=list(Policy).index(c.policy),
         read_entries=c.read_queue,
@@ -562,13 +596,14 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         write_pool=c.write_queue + beyond,
         cap=c.cap,
         age_limit=c.age_limit,
+        page_idle={Page.OPEN: -1, Page.CLOSED: 0, Page.ADAPTIVE: c.page_idle}[c.page],
         drain_high=c.drain_high,
         drain_low=c.drain_low,
         low_bits=low_bits,
         low_bank=low_bank,
         low_row=low_row,
         high_shift=high_shift,
-        hash_bank=np.zeros(1, np.int64),
+        hash_bank=np.arange(1 << hashed, dtype=np.int64),
         piece_from=integers([p.shift for p in pieces]),
         piece_mask=integers([(1 << p.bits) - 1 for p in pieces]),
         piece_to=integers([p.to for p in pieces]),
@@ -576,6 +611,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         bursts=memory.bursts_per_channel,
         steady=min(STRETCH, 1 << period_bits) if steady and period_bits >= 4 and c.policy is Policy.FRFCFS else 0,
         period_bits=period_bits,
+        period_shift=pieces[-1].to + above if pieces else 0,
     )
 
 
@@ -643,7 +679,7 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     windows = len(tables.window_size)
     size = int(tables.window_size.max()) if windows else 1
     known = KNOWN_STATES if tables.steady and not log else 1
-    words = 8 + tables.banks * (2 + k.N_COMMANDS) + tables.groups * k.N_COMMANDS + 2 * tables.ranks
+    words = 8 + tables.banks * (3 + k.N_COMMANDS) + tables.groups * k.N_COMMANDS + 3 * tables.ranks
     words += windows * tables.groups * size + 4 * entries
     state = k.ChannelState(
         scalar=np.zeros((classes, k.N_SCALARS), np.int64),

@@ -64,11 +64,13 @@ class Naive:
         self.front = 0
         self.bus = {"row": 0, "column": 0}
         interval = self.memory.timings["tREFI"]
-        staggered = self.memory.refresh is Refresh.STAGGERED
+        staggered = self.memory.refresh in (Refresh.STAGGERED, Refresh.POSTPONED)
         self.due = [interval * (r + 1) // self.ranks if staggered else interval for r in range(self.ranks)]
         if self.memory.refresh is Refresh.NONE:
             self.due = [2**62] * self.ranks
         self.waits = [False] * self.ranks
+        self.postpones = self.memory.refresh is Refresh.POSTPONED
+        self.debt = [0] * self.ranks
         self.history: dict[tuple[str, str, tuple[int, ...]], list[int]] = defaultdict(list)
 
     def place(self, burst: int) -> tuple[tuple[int, int, int], int]:
@@ -83,6 +85,10 @@ class Naive:
             shifts[name] += bits
             burst >>= bits
         rank = values["pc"] * self.memory.organisation.ranks + values["ra"]
+        if self.memory.bank_hash == "xor":
+            o = self.memory.organisation
+            values["ba"] ^= values["ro"] % o.banks
+            values["bg"] ^= values["ro"] // o.banks % o.bank_groups
         return (rank, values["bg"], values["ba"]), values["ro"]
 
     def scope(self, level: str, bank: tuple[int, ...]) -> tuple[int, ...]:
@@ -180,6 +186,7 @@ class Naive:
             self.set_mode()
 
     owners: dict[int, Segment] = field(default_factory=dict)
+    used: dict[tuple[int, int, int], int] = field(default_factory=dict)
 
     def complete(self, segment: Segment, tick: int) -> None:
         """One burst of a segment is served."""
@@ -193,23 +200,23 @@ class Naive:
         oldest = next(iter(self.queues[READ]), None)
         return oldest if oldest and self.tick - oldest.arrival >= self.memory.controller.age_limit else None
 
-    def candidates(self) -> list[tuple[int, int, str, Entry | int]]:
+    def candidates(self) -> list[tuple[int, int, str, Entry | int | tuple[int, int, int]]]:
         """(class, age, command, what) of everything that may be issued now."""
-        found: list[tuple[int, int, str, Entry | int]] = []
+        found: list[tuple[int, int, str, Entry | int | tuple[int, int, int]]] = []
         for r in range(self.ranks):
             if self.waits[r]:
                 command = "PREA" if any(b[0] == r for b in self.open) else "REF"
                 if self.legal(command, (r,), self.tick):
                     found.append((0, r, command, r))
-        kind = int(self.draining)
-        if late := self.overdue():
-            command = "ACT" if late.bank not in self.open else "RD" if self.open[late.bank] == late.row else "PRE"
-            if not self.waits[late.bank[0]] and self.legal(command, late.bank, self.tick):
-                found.append((1, late.age, command, late))
-            return found
+        late = self.overdue()
+        kind = READ if late else int(self.draining)
         for bank in self.banks:
             mine = [e for e in self.queues[kind] if e.bank == bank]
-            if not mine or self.waits[bank[0]]:
+            if self.waits[bank[0]]:
+                continue
+            if not mine:
+                if self.unwanted(bank) and self.legal("PRE", bank, self.tick):
+                    found.append((3, 2**60 + self.banks.index(bank), "PRE", bank))
                 continue
             entry = mine[0]
             hit, other = self.hit(kind, bank), self.hit(1 - kind, bank)
@@ -221,11 +228,20 @@ class Naive:
                 rank, command, entry = 2, ("WR", "RD")[kind], other
             else:
                 rank, command = 3, "PRE"
+            if late and rank == 2 and bank[0] != late.bank[0]:
+                continue
             if self.legal(command, bank, self.tick):
                 found.append((rank, entry.age, command, entry))
         return found
 
-    def act(self, command: str, what: Entry | int) -> None:
+    def unwanted(self, bank: tuple[int, int, int]) -> bool:
+        """Whether the row of a bank is to be closed though nobody waits for another."""
+        c = self.memory.controller
+        if c.page == "open" or bank not in self.open or not self.streak[bank] or self.hit(0, bank) or self.hit(1, bank):
+            return False
+        return self.tick >= self.used[bank] + (c.page_idle if c.page == "adaptive" else 0)
+
+    def act(self, command: str, what: Entry | int | tuple[int, int, int]) -> None:
         """Issue a command and change the state accordingly."""
         t = self.memory.timings
         if isinstance(what, int):
@@ -234,7 +250,14 @@ class Naive:
                 self.open = {b: row for b, row in self.open.items() if b[0] != what}
             else:
                 self.waits[what] = False
-                self.due[what] += t["tREFI"]
+                if not self.postpones:
+                    self.due[what] += t["tREFI"]
+                else:
+                    self.debt[what] -= 1
+                    self.waits[what] = self.debt[what] >= 8 or (self.debt[what] > 0 and not any(self.queues))
+            return
+        if isinstance(what, tuple):
+            self.issue(command, what, self.open.pop(what))
             return
         bank = what.bank
         if command == "ACT":
@@ -248,6 +271,7 @@ class Naive:
         else:
             self.issue(command, bank, what.row)
             self.streak[bank] += 1
+            self.used[bank] = self.tick
             self.queues[what.kind].remove(what)
             kind = "conflicts" if "p" in what.touched else "misses" if what.touched else "hits"
             self.counts[kind] += 1
@@ -256,13 +280,20 @@ class Naive:
                 self.counts["read latency"] += end - what.arrival
                 self.complete(self.owners[what.owner], end)
             self.set_mode()
+            if not any(self.queues):
+                self.waits = [waits or debt > 0 for waits, debt in zip(self.waits, self.debt, strict=True)]
 
     def run(self, last: int = 200_000) -> None:
         """Serve everything."""
-        while (self.segments or any(self.queues)) and self.tick < last:
+        closes = self.memory.controller.page != "open"
+        while (self.segments or any(self.queues) or (closes and self.open)) and self.tick < last:
             for r in range(self.ranks):
-                if not self.waits[r] and self.due[r] <= self.tick:
+                if self.due[r] <= self.tick and not self.postpones:
                     self.waits[r] = True
+                elif self.due[r] <= self.tick:
+                    self.debt[r] += 1
+                    self.due[r] += self.memory.timings["tREFI"]
+                    self.waits[r] = self.waits[r] or self.debt[r] >= 8 or not any(self.queues)
             self.accept()
             while found := self.candidates():
                 _, _, command, what = min(found, key=lambda f: f[:2])

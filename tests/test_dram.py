@@ -72,10 +72,15 @@ def works(draw: st.DrawFn, most: int = 14) -> Work:
     queue=st.sampled_from([1, 2, 7, 32]),
     cap=st.sampled_from([1, 2, 16]),
     age_limit=st.sampled_from([1, 40, 150, 2048]),
-    refresh=st.sampled_from(["none", "staggered", "together"]),
+    page=st.sampled_from(["open", "open", "closed", "adaptive"]),
+    bank_hash=st.sampled_from(["none", "xor"]),
+    refresh=st.sampled_from(["none", "staggered", "together", "postponed"]),
 )
-def test_equals_the_plain_twin(name: str, work: Work, queue: int, cap: int, age_limit: int, refresh: str) -> None:
-    memory = load_memory(name, {"queue": queue, "cap": cap, "controller.age_limit": age_limit, "refresh": refresh})
+def test_equals_the_plain_twin(
+    name: str, work: Work, queue: int, cap: int, age_limit: int, page: str, bank_hash: str, refresh: str
+) -> None:
+    changes = {"queue": queue, "cap": cap, "age_limit": age_limit, "page": page, "bank_hash": bank_hash}
+    memory = load_memory(name, {**changes, "refresh": refresh})
     twin = Naive(memory, [Segment(lo, n, w, task, tick, n) for task, (lo, n, w, tick) in enumerate(work)])
     twin.run()
     t, s, done = serve(memory, work)
@@ -91,9 +96,15 @@ def test_equals_the_plain_twin(name: str, work: Work, queue: int, cap: int, age_
 
 
 @settings(max_examples=15, deadline=None)
-@given(name=st.sampled_from(MEMORIES), work=works(), cuts=st.lists(st.integers(1, 400), min_size=1, max_size=40))
-def test_any_limits_give_the_same_commands(name: str, work: Work, cuts: list[int]) -> None:
-    memory = load_memory(name)
+@given(
+    name=st.sampled_from(MEMORIES),
+    work=works(),
+    cuts=st.lists(st.integers(1, 400), min_size=1, max_size=40),
+    page=st.sampled_from(["open", "closed", "adaptive"]),
+    age_limit=st.sampled_from([70, 2048]),
+)
+def test_any_limits_give_the_same_commands(name: str, work: Work, cuts: list[int], page: str, age_limit: int) -> None:
+    memory = load_memory(name, {"page": page, "age_limit": age_limit})
     _, whole, done = serve(memory, work)
     t = compile_memory(memory, False)
     s = new_state(t, 1, len(work) + 1, log=20_000)
@@ -166,11 +177,19 @@ def end_of(memory: Memory, work: Work, steady: bool) -> tuple[Any, ...]:
         max_size=6,
     ),
     age_limit=st.sampled_from([90, 400, 2048]),
+    page=st.sampled_from(["open", "open", "closed", "adaptive"]),
+    bank_hash=st.sampled_from(["none", "xor"]),
+    refresh=st.sampled_from(["staggered", "together", "postponed"]),
 )  # fmt: skip
 def test_steady_state_survives_gaps_and_turns(
-    name: str, segments: list[tuple[int, int, int, int, int, int]], age_limit: int
+    name: str,
+    segments: list[tuple[int, int, int, int, int, int]],
+    age_limit: int,
+    page: str,
+    bank_hash: str,
+    refresh: str,
 ) -> None:
-    memory = load_memory(name, {"controller.age_limit": age_limit})
+    memory = load_memory(name, {"age_limit": age_limit, "page": page, "bank_hash": bank_hash, "refresh": refresh})
     work: Work = []
     tick = 0
     for place, step, many, length, is_write, gap in segments:
@@ -195,6 +214,64 @@ def test_no_read_waits_for_ever() -> None:
         served.append(dict(done)[1])
     assert served[0] < 500 + 100
     assert served[1] > 40 * 512 * 4
+
+
+def test_a_refresh_begun_goes_on_while_idle() -> None:
+    memory = load_memory("ddr4-3200")  # two ranks, the first refreshed from tick 6240
+    other_rank = 1 << 11
+    logs = []
+    for cuts in ([NEVER], [6300, 9000, NEVER]):
+        t = compile_memory(memory)
+        s = new_state(t, 1, 4, log=1000)
+        push(t, s, 0, 0, 4, 0, 0, 6100)
+        push(t, s, 0, other_rank, 4, 0, 1, 6225)
+        for until in cuts:
+            finish(t, s, until)
+        push(t, s, 0, 0, 4, 0, 2, 10_000)
+        finish(t, s)
+        logs.append(commands(s))
+    assert logs[0] == logs[1]
+    assert commands(s, "REF")[0][1] < 6300
+
+
+def test_refreshes_are_put_off_while_busy() -> None:
+    memory = load_memory("ddr4-3200-matched", {"refresh": "postponed"})
+    work = [(k * 2048, 1, 0, 0) for k in range(1400)]  # busy for 8.3 intervals
+    _, s, done = serve(memory, [*work, (0, 1, 0, 300_000)])
+    ticks = [tick for _, tick, *_ in commands(s, "REF")]
+    assert 8 * 12480 <= ticks[0] < 8 * 12480 + 200
+    assert len([tick for tick in ticks if tick < 110_000]) == 8
+    assert len(ticks) == 300_000 // 12480
+    assert 1399 * 74 + 48 + 576 <= dict(done)[1399] <= 1400 * 74 + 48 + 576
+
+
+def test_pages() -> None:
+    rows = [(0, 1, 0, 0), (0, 1, 0, 1000), (2048, 1, 0, 2100)]  # a row, the same again, and another of the bank
+    idle, row_cycle = 22 + 22 + 4, 22 + 22 + 22 + 4
+    found = {}
+    for page, page_idle in (("open", 0), ("closed", 0), ("adaptive", 400), ("adaptive", 990)):
+        changes = {"refresh": "none", "page": page, "controller.page_idle": page_idle}
+        _, s, done = serve(load_memory("ddr4-3200-matched", changes), rows)
+        found[page, page_idle] = [tick - work[3] for (_, tick), work in zip(done, rows, strict=True)]
+        pres = [tick for _, tick, *_ in commands(s, "PRE")]
+        if page == "closed":
+            assert pres == [52, 1052, 2152]  # tRAS after ACT
+    assert found["open", 0] == [idle, 26, row_cycle]
+    assert found["closed", 0] == [idle, idle, idle]
+    assert found["adaptive", 400] == [idle, idle, idle]
+    assert found["adaptive", 990] == [idle, 26, idle]
+    with pytest.raises(ConfigError, match="page closed is not what policy dramsim3 does"):
+        load_memory("hbm2", {"policy": "dramsim3", "page": "closed"})
+
+
+def test_hash_spreads_rows_over_banks() -> None:
+    work = [(k * 2048, 1, 0, 0) for k in range(400)]  # of the mapping's one bank
+    ends = [
+        serve(load_memory("ddr4-3200-matched", {"refresh": "none", "bank_hash": kind}), work)[2][-1][1]
+        for kind in ("none", "xor")
+    ]
+    assert ends[0] == 399 * 74 + 48
+    assert ends[1] < 400 * 34 / 4 + 100  # tFAW rules
 
 
 def test_ticks_must_be_exact_times() -> None:

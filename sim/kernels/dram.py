@@ -103,6 +103,15 @@ def complete(s, c, p, tick):
 
 
 @inlined
+def any_open(t, rank):
+    """Whether a row of the channel is open."""
+    for r in range(t.ranks):
+        if rank[OPEN, r] > 0:
+            return True
+    return False
+
+
+@inlined
 def take_in(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
     """Hand a request to the controller; False if it was answered from the write queue."""
     if t.policy == RAMULATOR:
@@ -144,16 +153,19 @@ def run_channel(t, s, c, until, settling, wait_room):
                 if t.front_ticks > 1:
                     arrival = -(-arrival // t.front_ticks) * t.front_ticks
         if x[QUEUED_R] + x[QUEUED_W] == 0 if t.policy == FRFCFS else at_rest(t, x):
-            if arrival == NEVER and settling == 0:
+            closing = t.page_idle >= 0 and any_open(t, rank)
+            if arrival == NEVER and settling == 0 and not closing:
+                if x[STALE] == 1 and x[WAITING_REFRESH] > 0 and t.policy == FRFCFS:
+                    find_best(t, x, bank, near, rank, entry, now)  # keeps the tick of a refresh begun
                 tick = NEVER
                 break
             horizon = min(until, arrival)
-            if x[DUE] < horizon:
+            if x[DUE] < horizon and not closing:
                 idle_refreshes(t, x, ready, near, rank, ring, count, log, horizon)
         if t.policy != FRFCFS:
             x[STALE] = 0
         elif x[STALE] == 1:
-            find_best(t, x, bank, ready, near, rank, entry, now)
+            find_best(t, x, bank, near, rank, entry, now)
         tick = min(min(arrival, x[BEST_TICK]), x[DUE])
         if tick >= until or (stop and tick > now and settling == 0):
             break

@@ -21,7 +21,9 @@ from sim.kernels.dram_tables import (
     BUS_ROW,
     BUSY,
     CLASS_SHIFT,
+    CLOSE_FROM,
     CONFLICTS,
+    DEBT,
     DUE,
     ENTRY_BANK,
     ENTRY_ROW,
@@ -35,6 +37,7 @@ from sim.kernels.dram_tables import (
     HIT_R,
     HIT_W,
     HITS,
+    LAST_AGE,
     LAST_END,
     LAST_READ_END,
     LAST_WRITE,
@@ -88,11 +91,21 @@ def choose(t, bank, ready, rank, entry, b, d):
     """Decide what bank `b` wants for direction `d`: its oldest row hit (at most `cap` past older requests) or its head.
 
     A row opened for the other direction and not used yet is used first: to close it again would waste the activation.
+    A row that nobody waits for is closed in time, unless the pages are left open.
     """
     e = bank[HEAD_R + d, b]
     g = t.group_of[b]
-    if e < 0 or rank[WAITS, t.rank_of[g]] > 0:
+    if rank[WAITS, t.rank_of[g]] > 0:
         bank[FROM_R + d, b] = FAR
+    elif e < 0:
+        bank[FROM_R + d, b] = FAR
+        unwanted = bank[HIT_R, b] < 0 and bank[HIT_W, b] < 0 and bank[ROW, b] >= 0
+        if t.page_idle >= 0 and unwanted and bank[STREAK, b] > 0:
+            bank[WANT_R + d, b] = PRE
+            bank[PICK_R + d, b] = -1
+            bank[ORDER_R + d, b] = 3 << CLASS_SHIFT | LAST_AGE << BANK_BITS | b
+            bank[FROM_R + d, b] = max(ready[b, PRE], bank[CLOSE_FROM, b])
+            bank[NEAR_R + d, b] = g * N_COMMANDS + PRE
     else:
         hit = bank[HIT_R + d, b]
         other = bank[HIT_W - d, b]
@@ -165,30 +178,30 @@ def find_overdue(t, x, bank, entry, now):
 
 
 @leaf
-def find_best_for_overdue(t, x, bank, ready, near, rank, entry, now):
-    """As `find_best`, of the refreshes and the commands that the overdue read needs."""
-    e = x[OVERDUE]
-    b = entry[ENTRY_BANK, e]
-    g = t.group_of[b]
-    if bank[ROW, b] < 0:
-        want = np.int64(ACT)
-    elif bank[ROW, b] == entry[ENTRY_ROW, e]:
-        want = np.int64(RD)
-    else:
-        want = np.int64(PRE)
-    bank[WANT_R, b] = want
-    bank[PICK_R, b] = e
+def find_best_for_overdue(t, x, bank, near, rank, entry, now):
+    """As `find_best`, for reads, and of the data transfers only those of the overdue read's rank.
+
+    Within a rank no request starves, as of commands ready at once the oldest request's goes first; another rank's row
+    hits are always ready sooner, by the gap between ranks.
+    """
     x[SIDE] = 0
     x[BEST_TICK] = NEVER
-    x[BEST] = 1 << CLASS_SHIFT | b
-    if rank[WAITS, t.rank_of[g]] == 0:
-        first = max(now, x[BUS_COLUMN] if want == RD else x[BUS_ROW])
-        x[BEST_TICK] = max(first, max(ready[b, want], near[g * N_COMMANDS + want]))
+    x[BEST] = 1 << CLASS_SHIFT
+    own = t.rank_of[t.group_of[entry[ENTRY_BANK, x[OVERDUE]]]]
+    for b in range(t.banks):
+        order = bank[ORDER_R, b]
+        column = order >> CLASS_SHIFT == 2
+        if bank[FROM_R, b] < FAR and (not column or t.rank_of[t.group_of[b]] == own):
+            first = max(now, x[BUS_COLUMN] if column else x[BUS_ROW])
+            first = max(first, max(bank[FROM_R, b], near[bank[NEAR_R, b]]))
+            if first < x[BEST_TICK] or (first == x[BEST_TICK] and order < x[BEST]):
+                x[BEST_TICK] = first
+                x[BEST] = order
     for r in range(t.ranks):
         if rank[WAITS, r] > 0:
             k = PREA if rank[OPEN, r] > 0 else REF
             tick = max(max(now, x[BUS_ROW]), near[r * (t.groups // t.ranks) * N_COMMANDS + k])
-            if tick < x[BEST_TICK] or (tick == x[BEST_TICK] and x[BEST] >> CLASS_SHIFT > 0):
+            if tick < x[BEST_TICK] or (tick == x[BEST_TICK] and r < x[BEST]):
                 x[BEST_TICK] = tick
                 x[BEST] = r
     x[STALE] = 0
@@ -235,7 +248,7 @@ def accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
     if fresh:
         choose(t, bank, ready, rank, entry, b, np.int64(0))
         choose(t, bank, ready, rank, entry, b, np.int64(1))
-        if x[OVERDUE] >= 0:
+        if x[OVERDUE] >= 0 or (t.page_idle >= 0 and b == x[BEST] & (2**BANK_BITS - 1)):
             x[STALE] = 1
         elif d == mode:
             first = max(bank[FROM_R + d, b], near[bank[NEAR_R + d, b]])
@@ -276,7 +289,7 @@ def remove(x, bank, entry, e, d):
 
 
 @inlined
-def find_best(t, x, bank, ready, near, rank, entry, now):
+def find_best(t, x, bank, near, rank, entry, now):
     """Find the next command: BEST_TICK and BEST, its order, whose lowest bits are the bank (of a refresh, the rank).
 
     One pass without branches over all banks becomes vector code, faster than any list of the busy ones.
@@ -284,7 +297,7 @@ def find_best(t, x, bank, ready, near, rank, entry, now):
     if x[QUEUED_R] > 0 and x[OVERDUE] < 0 and now >= x[URGENT_FROM]:
         find_overdue(t, x, bank, entry, now)
     if x[OVERDUE] >= 0:
-        find_best_for_overdue(t, x, bank, ready, near, rank, entry, now)
+        find_best_for_overdue(t, x, bank, near, rank, entry, now)
         return
     d = x[MODE]
     x[SIDE] = d
@@ -346,10 +359,13 @@ def constrain(t, ready, near, ring, kind, b, g, tick):
 
 @inlined
 def next_due(t, x, rank):
-    """Recompute the tick at which the next refresh falls due in a rank that does not wait for one already."""
+    """Recompute the tick at which the next refresh falls due in a rank that does not wait for one already.
+
+    Where refreshes are put off, they are counted in any rank.
+    """
     due = NEVER
     for r in range(t.ranks):
-        if rank[WAITS, r] == 0:
+        if rank[WAITS, r] == 0 or t.postponable > 0:
             due = min(due, rank[NEXT_DUE, r])
     x[DUE] = due
 
@@ -363,14 +379,33 @@ def choose_rank(t, bank, ready, rank, entry, r):
         choose(t, bank, ready, rank, entry, b, np.int64(1))
 
 
+@inlined
+def wait_for_refresh(t, x, bank, ready, rank, entry, r):
+    """Let rank `r`, which owes a refresh, do no more work before it, unless it can be put off."""
+    put_off = t.postponable > 0 and rank[DEBT, r] < t.postponable and x[QUEUED_R] + x[QUEUED_W] > 0
+    if rank[WAITS, r] == 0 and not put_off:
+        rank[WAITS, r] = 1
+        x[WAITING_REFRESH] += 1
+        choose_rank(t, bank, ready, rank, entry, r)
+
+
+@leaf
+def catch_up(t, x, bank, ready, rank, entry):
+    """Make the ranks do the refreshes put off, as nothing is queued any more."""
+    for r in range(t.ranks):
+        if rank[DEBT, r] > 0:
+            wait_for_refresh(t, x, bank, ready, rank, entry, r)
+
+
 @leaf
 def fall_due(t, x, bank, ready, rank, entry, tick):
-    """Mark the ranks whose refresh falls due at `tick`: they take no further work until it is done."""
+    """Mark the ranks whose refresh falls due at `tick`: they take no further work until it is done or put off."""
     for r in range(t.ranks):
-        if rank[WAITS, r] == 0 and rank[NEXT_DUE, r] <= tick:
-            rank[WAITS, r] = 1
-            x[WAITING_REFRESH] += 1
-            choose_rank(t, bank, ready, rank, entry, r)
+        if rank[NEXT_DUE, r] <= tick:
+            if t.postponable > 0:
+                rank[DEBT, r] += 1
+                rank[NEXT_DUE, r] += t.refresh_interval
+            wait_for_refresh(t, x, bank, ready, rank, entry, r)
     next_due(t, x, rank)
     x[STALE] = 1
 
@@ -432,7 +467,8 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
         bank[STREAK, b] = 0
         bank[HIT_R, b] = -1
         bank[HIT_W, b] = -1
-        entry[TOUCHED, e] |= 2
+        if e >= 0:
+            entry[TOUCHED, e] |= 2
         if rank[OPEN, r] == 1:
             account(rank, r, tick)
         rank[OPEN, r] -= 1
@@ -442,6 +478,7 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
         count[HITS if touched == 0 else (MISSES if touched == 1 else CONFLICTS)] += 1
         count[BUSY] += t.burst_ticks
         bank[STREAK, b] += 1
+        bank[CLOSE_FROM, b] = tick + t.page_idle
         if kind == RD:
             end = tick + t.read_ticks
             count[READ_LATENCY] += end - entry[ARRIVAL, e]
@@ -459,6 +496,8 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
     constrain(t, ready, near, ring, kind, b, g, tick)
     choose(t, bank, ready, rank, entry, b, np.int64(0))
     choose(t, bank, ready, rank, entry, b, np.int64(1))
+    if t.postponable > 0 and x[QUEUED_R] + x[QUEUED_W] == 0:
+        catch_up(t, x, bank, ready, rank, entry)
     x[STALE] = 1
     if kind >= RD and t.two_buses == 1:
         x[BUS_COLUMN] = tick + t.command_ticks[kind]
@@ -488,9 +527,14 @@ def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
         account(rank, r, tick)
         rank[TIME_REFRESH, r] += t.refresh_ticks
         rank[SINCE, r] = tick + t.refresh_ticks
-        rank[NEXT_DUE, r] += t.refresh_interval
         rank[WAITS, r] = 0
         x[WAITING_REFRESH] -= 1
+        if t.postponable == 0:
+            rank[NEXT_DUE, r] += t.refresh_interval
+        else:
+            rank[DEBT, r] -= 1
+            if rank[DEBT, r] > 0:
+                wait_for_refresh(t, x, bank, ready, rank, entry, r)
         next_due(t, x, rank)
         choose_rank(t, bank, ready, rank, entry, r)
     x[STALE] = 1

@@ -17,8 +17,10 @@ from sim.kernels.dram_tables import (
     BUS_COLUMN,
     BUS_ROW,
     BUSY,
+    CLOSE_FROM,
     CURSOR,
     DATA_END,
+    DEBT,
     DUE,
     ENTRY_BANK,
     ENTRY_ROW,
@@ -99,9 +101,10 @@ def describe(t, x, bank, ready, near, rank, ring, entry, word, burst, owner, d, 
         word[n] = -1
         word[n + 1] = 0
         if bank[ROW, b] >= 0:
-            word[n] = bank[ROW, b] - (row << t.high_shift) + (1 << 40)
+            word[n] = bank[ROW, b] - (row << t.period_shift) + (1 << 40)
             word[n + 1] = bank[STREAK, b]
-        n += 2
+        word[n + 2] = relative(bank[CLOSE_FROM, b], now, np.int64(0))
+        n += 3
         for k in range(N_COMMANDS):
             word[n] = relative(ready[b, k], now, np.int64(0))
             n += 1
@@ -111,7 +114,8 @@ def describe(t, x, bank, ready, near, rank, ring, entry, word, burst, owner, d, 
     for r in range(t.ranks):
         word[n] = rank[OPEN, r]
         word[n + 1] = relative(rank[SINCE, r], now, np.int64(0))
-        n += 2
+        word[n + 2] = min(rank[DEBT, r], 1)
+        n += 3
     for w in range(ring.shape[0]):
         size = t.window_size[w]
         for node in range(t.groups):
@@ -156,9 +160,10 @@ def restore(t, x, bank, ready, near, rank, ring, entry, word, burst, owner, d, n
         bank[HIT_R + 1 - d, b] = -1
     n = np.int64(SCALARS)
     for b in range(t.banks):
-        bank[ROW, b] = -1 if word[n] < 0 else word[n] - (1 << 40) + (row << t.high_shift)
+        bank[ROW, b] = -1 if word[n] < 0 else word[n] - (1 << 40) + (row << t.period_shift)
         bank[STREAK, b] = word[n + 1]
-        n += 2
+        bank[CLOSE_FROM, b] = now + word[n + 2]
+        n += 3
         for k in range(N_COMMANDS):
             ready[b, k] = now + word[n]
             n += 1
@@ -167,7 +172,7 @@ def restore(t, x, bank, ready, near, rank, ring, entry, word, burst, owner, d, n
         n += 1
     for r in range(t.ranks):
         rank[OPEN, r] = word[n]
-        n += 2
+        n += 3
     for w in range(ring.shape[0]):
         size = t.window_size[w]
         for node in range(t.groups):

@@ -20,6 +20,9 @@ N_COMMANDS = 8
 SAME_GROUP, SAME_RANK, SAME_PSEUDO, OTHER_PSEUDO = 0, 1, 2, 3
 N_RELATIONS = 4
 
+# Order of commands that nobody waits for among those of their class.
+LAST_AGE = 2**36 - 1
+
 # Schedulers.
 FRFCFS, RAMULATOR, DRAMSIM3 = 0, 1, 2
 
@@ -45,7 +48,9 @@ ROW, STREAK, HEAD_R, HEAD_W, TAIL_R, TAIL_W, HIT_R, HIT_W = 0, 1, 2, 3, 4, 5, 6,
 WANT_R, WANT_W, PICK_R, PICK_W, ORDER_R, ORDER_W, FROM_R, FROM_W, NEAR_R, NEAR_W = 8, 9, 10, 11, 12, 13, 14, 15, 16, 17
 # Of the other simulators' controllers: first requests to other rows, request the row was opened for, queue length.
 MISS_R, MISS_W, ACTIVE, DEPTH = 18, 19, 20, 21
-N_BANK = 22
+# Tick from which the open row may be closed unasked.
+CLOSE_FROM = 22
+N_BANK = 23
 FAR = 2**59
 
 # The next command is the least of (ticks from now, class, age, bank) packed into one integer: refresh commands have
@@ -61,8 +66,8 @@ MOST_AHEAD = 2**16 - 1
 RECHECK = 1 << BANK_BITS
 
 # Per rank (`ChannelState.rank`).
-OPEN, SINCE, NEXT_DUE, WAITS, TIME_ACTIVE, TIME_PRECHARGED, TIME_REFRESH = 0, 1, 2, 3, 4, 5, 6
-N_RANK = 7
+OPEN, SINCE, NEXT_DUE, WAITS, TIME_ACTIVE, TIME_PRECHARGED, TIME_REFRESH, DEBT = 0, 1, 2, 3, 4, 5, 6, 7
+N_RANK = 8  # DEBT: refreshes put off
 
 # Per queue entry (`ChannelState.entry`).
 ADDRESS, ENTRY_ROW, ENTRY_BANK, AGE, OWNER, ARRIVAL, FORWARD, BACK, TOUCHED = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -104,6 +109,7 @@ class DramTables(NamedTuple):
     front_ticks: int  # ticks between two offers
     refresh_interval: int  # 0: none
     refresh_ticks: int
+    postponable: int  # refreshes that may be put off while requests are queued
     refresh_phase: np.ndarray  # [ranks]: first due tick
     policy: int
     read_entries: int
@@ -113,6 +119,7 @@ class DramTables(NamedTuple):
     write_pool: int
     cap: int
     age_limit: int
+    page_idle: int  # ticks after its last use at which a row nobody waits for is closed; -1: it stays open
     drain_high: int
     drain_low: int
     low_bits: int  # -1: decode by pieces
@@ -126,7 +133,8 @@ class DramTables(NamedTuple):
     piece_row: np.ndarray  # 1: a piece of the row, 0: of the bank number
     bursts: int  # of the channel
     steady: int  # bursts between two points at which a stretch may be jumped over; 0: never
-    period_bits: int  # address bits below the topmost piece of the row: adding 2**period_bits only changes the row
+    period_bits: int  # adding 2**period_bits to an address only changes the row, by 2**period_shift
+    period_shift: int
 
 
 class ChannelState(NamedTuple):
