@@ -25,7 +25,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 kernels-without-jit: $(READY)
-	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q -m kernels
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q -m kernels -n 2
 
 pytest: $(READY)
 	$(BIN)/pytest -q -n 2 --dist loadfile

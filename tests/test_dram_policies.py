@@ -20,8 +20,6 @@ from sim.kernels import dram_tables as at
 from sim.kernels.dram import push, settle, standby
 from sim.standards import compile_memory, load_memory, new_state
 
-pytestmark = pytest.mark.kernels
-
 DATA = Path(__file__).parent / "data" / "dram"
 PEERS = {"Ramulator 2.1": "ramulator", "DRAMsim3": "dramsim3"}
 POLICIES = tuple(PEERS.values())
@@ -108,6 +106,7 @@ def test_longer_buffers_as_published() -> None:
     assert cycles(replay_requests(memory, requests("hbm2_2000_16pc", "mix_2r1w", 100_000), 16)) == 27_604
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     ("system", "pattern"), sorted({(row["system"], row["pattern"]) for row in rows_of("first_requests.csv")})
 )
@@ -177,6 +176,7 @@ def test_legal_complete_and_resumable(
     assert sum(standby(t, s, 0, end)) == t.ranks * end
 
 
+@pytest.mark.kernels
 def test_reads_of_one_address_are_served_together() -> None:
     _, _, s, done = served("ddr4-3200-matched", "dramsim3", [(5, 1, 0, 0)] * 3, [], {"refresh": "none"})
     assert s.count[0, [at.RD, at.READS_DONE]].tolist() == [1, 3]
@@ -185,6 +185,7 @@ def test_reads_of_one_address_are_served_together() -> None:
     assert s.count[0, at.RD] == 3
 
 
+@pytest.mark.kernels
 def test_a_write_after_a_read_of_its_address_does_not_block() -> None:
     work = [(k * 2048, 1, 0, 0) for k in range(40)] + [(k * 2048, 1, 1, 0) for k in range(39, -1, -1)]
     _, _, s, done = served("ddr4-3200-matched", "dramsim3", work, [], {"refresh": "none"})
@@ -192,6 +193,7 @@ def test_a_write_after_a_read_of_its_address_does_not_block() -> None:
     assert s.scalar[0, at.QUEUED_W] <= 8
 
 
+@pytest.mark.kernels
 def test_few_writes_stay_in_the_buffer() -> None:
     _, t, s, _ = served("ddr4-3200-matched", "dramsim3", [(0, 8, 1, 0)], [], {})
     assert (s.count[0, at.WR], s.scalar[0, at.QUEUED_W]) == (0, 8)
