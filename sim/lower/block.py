@@ -212,7 +212,8 @@ def _columns_out(ops: list[Op]) -> int:
     assert isinstance(ops[0].attrs, MatmulAttrs)
     rows, columns = _rows(ops[0].attrs), ops[0].attrs.n
     for op in ops[1:]:
-        if len(op.outputs) == 1 and op.attrs.function != "rotary":  # type: ignore[union-attr]
+        assert isinstance(op.attrs, ElementwiseAttrs)
+        if len(op.outputs) == 1 and op.attrs.function != "rotary":
             columns = op.outputs[0].elements // rows
     return columns
 
