@@ -75,6 +75,14 @@ def test_finds_the_packages() -> None:
     assert any(found.module.startswith("numba") for found in IMPORTS)
 
 
+def test_kernels_name_the_modules_they_import_from_as_the_cache_reads_them() -> None:
+    inside = [i for i in IMPORTS if within(i, "sim.kernels") and names(i, "sim")]
+    assert inside
+    for found in inside:
+        line = found.path.read_text(encoding="utf-8").splitlines()[found.line - 1]
+        assert line.startswith(f"from {found.module} import ") and found.module.count(".") == 2, found
+
+
 def test_only_kernels_import_numba() -> None:
     none_of([i for i in IMPORTS if names(i, "numba", "llvmlite") and not within(i, "sim.kernels")])
 

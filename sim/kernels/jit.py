@@ -1,16 +1,19 @@
 """The one way to compile a kernel: turns a plain function over numpy arrays into a cached numba function.
 
-numba's own cache looks only at the file a function stands in, so an edit in a helper module would go unnoticed. The
-cache folder is therefore named by a hash of all kernel sources, the numba and Python versions and the flags that
-change the machine code. With NUMBA_DISABLE_JIT=1 the functions stay plain Python, with the same results.
+numba's own cache looks only at the file a function stands in, so an edit in a helper module would go unnoticed. Each
+module's cache folder is therefore named by a hash of its source and of those it imports from, of the numba and Python
+versions and of the flags that change the machine code. With NUMBA_DISABLE_JIT=1 the functions stay plain Python, with
+the same results.
 """
 
 import hashlib
 import os
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,13 +22,28 @@ from numba.core import config as numba_config
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_FOLDER = Path(__file__).parent
+_IMPORT = re.compile(rb"^from sim\.kernels\.(\w+) import", re.MULTILINE)
 
-def source_key() -> str:
-    """Hash of everything the machine code depends on: kernel sources, versions, processor and numba flags."""
+
+def _sources(module: str, seen: dict[str, bytes]) -> None:
+    if module in seen:
+        return
+    seen[module] = (_FOLDER / f"{module}.py").read_bytes()
+    for found in _IMPORT.findall(seen[module]):
+        _sources(found.decode(), seen)
+
+
+@cache
+def source_key(module: str) -> str:
+    """Hash of everything that the machine code of a module of this package depends on, this module included."""
+    seen: dict[str, bytes] = {}
+    _sources(module, seen)
+    _sources(Path(__file__).stem, seen)
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
+    for name, source in sorted(seen.items()):
+        digest.update(name.encode())
+        digest.update(source)
     flags = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_"))
     digest.update(repr((numba.__version__, sys.version, platform.machine(), flags)).encode())
     return digest.hexdigest()[:16]
@@ -40,27 +58,24 @@ def _writable(folder: Path) -> bool:
         return False
 
 
-def cache_folder() -> Path:
-    """Folder for compiled kernels: $OPCYCLE_CACHE, else the user's cache folder, else a temporary one."""
+def cache_folder(module: str) -> Path:
+    """Folder for a module's compiled kernels, in $OPCYCLE_CACHE, else the user's cache, else a temporary folder."""
     chosen = os.environ.get("OPCYCLE_CACHE")
     if chosen:
         base = Path(chosen)
     else:
         user = os.environ.get("XDG_CACHE_HOME")
         base = (Path(user) if user else Path("~").expanduser() / ".cache") / "opcycle"
-    folder = base / "kernels" / source_key()
+    folder = base / "kernels" / source_key(module)
     if _writable(folder):
         return folder
-    return Path(tempfile.gettempdir()) / f"opcycle-{os.getuid() if hasattr(os, 'getuid') else 0}" / source_key()
-
-
-_CACHE_FOLDER = str(cache_folder())
+    return Path(tempfile.gettempdir()) / f"opcycle-{os.getuid() if hasattr(os, 'getuid') else 0}" / source_key(module)
 
 
 def _compiled(function: Function, **options: Any) -> Function:
     settings: Any = numba_config
     before = settings.CACHE_DIR
-    settings.CACHE_DIR = _CACHE_FOLDER
+    settings.CACHE_DIR = str(cache_folder(function.__module__.rpartition(".")[2]))
     try:
         return numba.njit(cache=True, error_model="numpy", nogil=True, **options)(function)
     finally:
