@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def test_kernels_name_the_modules_they_import_from_as_the_cache_reads_them() -> 
     assert inside
     for found in inside:
         line = found.path.read_text(encoding="utf-8").splitlines()[found.line - 1]
-        assert line.startswith(f"from {found.module} import ") and found.module.count(".") == 2, found
+        assert re.match(r"from sim\.kernels\.\w+ import ", line), found
 
 
 def test_only_kernels_import_numba() -> None:
