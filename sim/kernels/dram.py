@@ -161,7 +161,7 @@ def run_channel(t, s, c, until, settling, wait_room):
                 break
             horizon = min(until, arrival)
             if x[DUE] < horizon and not closing:
-                idle_refreshes(t, x, ready, near, rank, ring, count, log, horizon)
+                idle_refreshes(t, x, bank, ready, near, rank, ring, count, log, horizon)
         if t.policy != FRFCFS:
             x[STALE] = 0
         elif x[STALE] == 1:
