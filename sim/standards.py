@@ -20,6 +20,7 @@ from sim.base import load_based
 from sim.config import Document, apply_overrides, build
 from sim.errors import ConfigError, not_among
 from sim.expression import evaluate
+from sim.pim.schema import Pim, check_pim
 from sim.units import Bytes, Current, Frequency, Voltage
 
 if TYPE_CHECKING:
@@ -275,6 +276,7 @@ class Memory(Strict):
     bank_hash: BankHash = BankHash.NONE
     currents: Currents
     controller: Controller
+    pim: Pim | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Memory:
@@ -308,6 +310,8 @@ class Memory(Strict):
         if needed and getattr(self.currents, needed) is None:
             raise ValueError(f"controller.power_down: {self.controller.power_down} needs currents.{needed}")
         _ = self.fields
+        if self.pim is not None:
+            check_pim(self)
         return self
 
     def _check_refresh(self) -> None:
@@ -555,6 +559,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     import numpy as np
 
     from sim.kernels import dram_tables as k
+    from sim.pim.tables import pim_tables
 
     o, timings = memory.organisation, memory.timings
     ranks = o.pseudo_channels * o.ranks
@@ -667,6 +672,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         steady=min(STRETCH, 1 << period_bits) if steady and period_bits >= 4 and c.policy is Policy.FRFCFS else 0,
         period_bits=period_bits,
         period_shift=pieces[-1].to + above if pieces else 0,
+        pim=pim_tables(memory),
     )
 
 
@@ -720,14 +726,17 @@ def _low_tables(memory: Memory, pieces: list[Piece]) -> tuple[int, int, NDArray[
     return bits, high[0].to if high else 0, places[0], places[1]
 
 
-def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, requests: int = 0) -> ChannelState:
+def new_state(
+    tables: DramTables, classes: int, ring: int, log: int = 0, requests: int = 0, jobs: int = 1
+) -> ChannelState:
     """Idle channels at tick 0: `classes` of them, `ring` segments under way and `log` commands recorded in each.
 
-    requests: length of a trace offered one by one (see `offer`).
+    requests: length of a trace offered one by one (see `offer`). jobs: PIM jobs under way in each.
     """
     import numpy as np
 
     from sim.kernels import dram_tables as k
+    from sim.pim.tables import pim_state
 
     long_ago = -(2**40)
     entries = tables.read_pool + tables.write_pool
@@ -746,8 +755,8 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
         entry=np.full((classes, k.N_ENTRY, entries), -1, np.int64),
         segment=np.zeros((classes, k.N_SEGMENT, ring), np.int64),
         count=np.zeros((classes, k.N_COUNTS), np.int64),
-        done_task=np.zeros((classes, ring), np.int64),
-        done_tick=np.zeros((classes, ring), np.int64),
+        done_task=np.zeros((classes, ring + jobs), np.int64),
+        done_tick=np.zeros((classes, ring + jobs), np.int64),
         done_count=np.zeros(classes, np.int64),
         log=np.zeros((classes, log, k.LOG_FIELDS), np.int64),
         request_done=np.full(requests, k.NEVER, np.int64),
@@ -758,6 +767,7 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
         memo_index=np.full(4 * known, -1, np.int64),
         memo_seen=np.full(16 * known, -1, np.int64),
         memo_count=np.zeros(2, np.int64),
+        pim=pim_state(tables, classes, jobs),
     )
     for w, window in enumerate(tables.window_size):
         state.ring[:, w, :, window] = 0

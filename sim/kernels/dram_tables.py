@@ -144,6 +144,7 @@ class DramTables(NamedTuple):
     steady: int  # bursts between two points at which a stretch may be jumped over; 0: never
     period_bits: int  # adding 2**period_bits to an address only changes the row, by 2**period_shift
     period_shift: int
+    pim: np.ndarray  # see `pim_tables`: tables of processing in memory
 
 
 class ChannelState(NamedTuple):
@@ -170,6 +171,7 @@ class ChannelState(NamedTuple):
     memo_index: np.ndarray  # hash table of state numbers
     memo_seen: np.ndarray  # hashes of states met
     memo_count: np.ndarray  # [2]: known states, how often the memo was emptied
+    pim: np.ndarray  # [C, words], see `pim_tables`
 
 
 @inlined
