@@ -126,6 +126,7 @@ from sim.kernels.pim_tables import (
     SIDE,
     SIDES,
     SLACK,
+    SPREAD,
     STEP,
     STEP_COUNT,
     STEP_FIELDS,
@@ -403,11 +404,31 @@ def step_at(p, q, job, loading):
 
 
 @inlined
+def side_now(p, q, job, at):
+    """Bank set of the next command of the step at `at`."""
+    if p[at + STEP_SIDE] >= 0:
+        return p[at + STEP_SIDE]
+    if p[SPREAD] == 1 and p[at + STEP_COUNT] < 0:
+        return q[DONE] % p[SIDES]
+    return side_of(p, q, job, q[TILE])
+
+
+@inlined
+def open_ahead(p, q, x, bank, side, row, floor):
+    """Note the next command towards `row` open in a bank set that is needed next; sets are units of row commands."""
+    now_open = row_in(p, q, bank, side)
+    if now_open >= 0 and now_open != row:
+        consider(q, row_tick(p, q, x, PIM_PRE, side, floor), PIM_PRE, side)
+    elif now_open < 0:
+        consider(q, row_tick(p, q, x, G_ACT, side, floor), G_ACT, side)
+
+
+@inlined
 def plan_step(p, q, x, bank, ready, near, job, loading, floor):
     """Plan the step under way: open what it needs, then its column command."""
     at = step_at(p, q, job, loading)
     i = q[TILE]
-    side = p[at + STEP_SIDE] if p[at + STEP_SIDE] >= 0 else side_of(p, q, job, i)
+    side = side_now(p, q, job, at)
     row = step_row(p, q, job, i, at)
     if q[OPENED] == 0 and p[at + STEP_ROW] != NO_ROW:
         begins = not loading and q[HEADED] == 0
@@ -432,18 +453,23 @@ def plan_step(p, q, x, bank, ready, near, job, loading, floor):
             return
         if open_rows(p, q, x, bank, side, p[SIDES], row, floor):
             return
-        q[OPENED] = 1
+        q[OPENED] = 1 - p[SPREAD]
     kind = p[at + STEP_KIND]
     consider(q, column_tick(p, q, x, kind, side, floor), kind, side)
     if p[CLOSE_UNUSED] == 1:
         for other in range(p[SIDES]):
             if other != side:
                 close_rows(p, q, x, bank, other, p[BANKS], p[SIDES], np.int64(-1), floor)
-    if p[AHEAD] == 1 and not loading and q[job + SIDE] < 0 and i + 1 < q[job + TILES]:
-        side = side_of(p, q, job, i + 1)
-        row = row_of(p, q, job, i + 1)
-        if not close_rows(p, q, x, bank, side, p[BANKS], p[SIDES], row, floor):
-            open_rows(p, q, x, bank, side, p[SIDES], row, floor)
+    if p[AHEAD] == 1 and not loading:
+        if p[SPREAD] == 0:
+            if q[job + SIDE] < 0 and i + 1 < q[job + TILES]:
+                open_ahead(p, q, x, bank, side_of(p, q, job, i + 1), row_of(p, q, job, i + 1), floor)
+        else:
+            for d in range(q[DONE] + 1, q[DONE] + p[SIDES]):
+                later = d >= q[job + DOTS]
+                if later and i + 1 == q[job + TILES]:
+                    break
+                open_ahead(p, q, x, bank, d % p[SIDES], row_of(p, q, job, i + 1 if later else i), floor)
 
 
 @leaf
@@ -637,9 +663,11 @@ def row_to_open(p, q, unit):
     loading = q[LOADED] < q[job + LOADS]
     at = step_at(p, q, job, loading)
     i = q[TILE]
-    side = p[at + STEP_SIDE] if p[at + STEP_SIDE] >= 0 else side_of(p, q, job, i)
-    first = p[p[UNITS] + (p[UNIT_BASE + G_ACT] + unit) * UNIT_FIELDS + UNIT_FIRST]
-    if first % p[SIDES] != side:
+    side = p[p[UNITS] + (p[UNIT_BASE + G_ACT] + unit) * UNIT_FIELDS + UNIT_FIRST] % p[SIDES]
+    if p[SPREAD] == 1:
+        if q[DONE] + (side - q[DONE]) % p[SIDES] >= q[job + DOTS]:
+            return row_of(p, q, job, i + 1)
+    elif side != side_now(p, q, job, at):
         return row_of(p, q, job, i + 1)
     return step_row(p, q, job, i, at)
 

@@ -61,7 +61,9 @@ UNIT_BASE, COMMAND_TICKS = 35, 44
 TEMPLATES, STEPS, UNITS, RUN_POINTERS, RUNS, READOUT_AT, DOTS_GAP, DOTS_WIDTH = 52, 53, 54, 55, 56, 57, 58, 59
 # And where rows, earliest ticks and jobs begin in a channel's state.
 ROWS_AT, EARLIEST_AT, JOBS_AT = 60, 61, 62
-N_TABLE = 63
+# SPREAD: the dots of a tile take turns over the bank sets, in each of which the tile has the same row.
+SPREAD = 63
+N_TABLE = 64
 
 # The state of a channel (`ChannelState.pim`). What is under way: place in the ring, jobs in it, loads done, tile,
 # group, step of the template, commands of the step issued, moves done; whether the tile's header was sent, whether it
