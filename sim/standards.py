@@ -607,6 +607,8 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     between = [r.gap for r in memory.rule_rows if r.before == r.after == refresh and r.level not in ("bank", "rank")]
     first = interval - int(memory.controller.policy is Policy.RAMULATOR)  # it counts clocks from one
     phase = [interval * (r + 1) // ranks if stagger else first for r in range(ranks)]
+    # Refreshes of single banks come more often than a stretch is long, and at other places of it each time.
+    periodic = memory.controller.policy is Policy.FRFCFS and not memory.refresh.suffix
     window = np.asarray(windows, np.int64).reshape(-1, 4)
     command_ticks = [memory.command_ticks.get(name, 1) for name in COMMANDS]
     c = memory.controller
@@ -664,7 +666,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         piece_to=integers([p.to for p in pieces]),
         piece_row=integers([p.row for p in pieces]),
         bursts=memory.bursts_per_channel,
-        steady=min(STRETCH, 1 << period_bits) if steady and period_bits >= 4 and c.policy is Policy.FRFCFS else 0,
+        steady=min(STRETCH, 1 << period_bits) if steady and periodic and period_bits >= 4 else 0,
         period_bits=period_bits,
         period_shift=pieces[-1].to + above if pieces else 0,
     )

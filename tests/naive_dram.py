@@ -157,7 +157,7 @@ class Naive:
         return [bank for bank in self.banks if bank[0] == r]
 
     def halt(self, r: int) -> None:
-        """Rank `r` is to be refreshed: the first of its banks not refreshed in this round that nobody waits for."""
+        """Rank `r` is to be refreshed: of its banks not refreshed in this round that for which nobody waits, used last."""
         o = self.memory.organisation
         self.waits[r] = True
         units = {"REFpb": o.bank_groups * o.banks, "REFsb": o.banks, "REF": 1}[self.refresh_command]
@@ -165,7 +165,12 @@ class Naive:
             self.refreshed[r] = []
         left = [n for n in range(units) if n not in self.refreshed[r]]
         wanted = {entry.bank for queue in self.queues for entry in queue}
-        number = next((n for n in left if not wanted & set(self.unit(r, n))), left[0])
+
+        def preference(n: int) -> tuple[bool, int, int]:
+            banks = self.unit(r, n)
+            return not wanted & set(banks), max(self.used.get(bank, -1) for bank in banks), -n
+
+        number = max(left, key=preference)
         self.refreshed[r].append(number)
         self.halted[r] = set(self.unit(r, number))
 

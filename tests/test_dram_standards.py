@@ -111,7 +111,14 @@ def test_decoding(mapping: str) -> None:
         ({"rules": [["bank", "ACT", "RD"]]}, "rules.0"),
         ({"rules": [["bank_group", "REFsb", "ACT", 3]]}, "REFsb concerns every bank group"),
         ({"colour": 3}, "unknown key 'colour'"),
-        ({"rules": [["bank", "ACT", "RD", 3]]}, "refresh: staggered needs the command REF, for which there are no"),
+        ({"rules": [["bank", "ACT", "RD", 3]]}, "refresh: per_bank needs the command REFpb, for which there are no"),
+        ({"rules": [["bank", "ACT", "RD", 3]], "refresh": "staggered"}, "refresh: staggered needs the command REF, "),
+        ({"refresh": "same_bank"}, "refresh: same_bank needs the command REFsb, for which there are no rules"),
+        ({"refresh": "each"}, "same_bank"),
+        ({"refresh": "per_bank", "policy": "dramsim3"}, "refresh is per_bank, which policy dramsim3 never does"),
+        ({"timings.tREFIpb": 244}, "tREFIpb is 244, so that 16 refreshes of a rank's banks take 3904 ticks, more than"),
+        ({"timings.tREFIpb": 8}, "tREFIpb is 8, but the refreshes of a rank cannot come that fast"),
+        ({"currents.IDD5PB": None}, "refresh: per_bank needs currents.IDD5PB"),
         ({"clock_ticks": 3}, "clock_ticks is 3, but must be a power of two"),
         ({"clock_ticks": 4}, "WR to RD is 15 ticks, but column commands start with a clock, of 4 ticks"),
         ({"command_ticks": {"ACT": 0}}, "command_ticks.ACT is 0, but a command takes at least one tick"),
@@ -132,6 +139,18 @@ def test_a_power_down_needs_its_current() -> None:
         assert load_memory("hbm2", {"controller.power_down": state}).controller.power_down == state
         with pytest.raises(ConfigError, match=f"controller.power_down: {state} needs currents.{current}"):
             load_memory("hbm2", {"controller.power_down": state, f"currents.{current}": None})
+
+
+def test_refreshes_that_a_standard_lacks() -> None:
+    for name, refresh, command in (
+        ("ddr4-3200", "per_bank", "REFpb"), ("ddr4-3200", "same_bank", "REFsb"), ("ddr5-4800", "per_bank", "REFpb"),
+        ("hbm3", "same_bank", "REFsb"), ("lpddr5-6400", "same_bank", "REFsb"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"{name}.yaml: refresh: {refresh} needs the command {command}"):
+            load_memory(name, {"refresh": refresh})
+    rules = [["bank", "REFpb", "ACT", 300]]
+    with pytest.raises(ConfigError, match="refresh: per_bank needs timings.tRFCpb"):
+        load_memory("ddr4-3200", {"refresh": "per_bank", "rules": rules})
 
 
 def test_channel_field() -> None:

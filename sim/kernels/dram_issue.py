@@ -391,22 +391,24 @@ def choose_unit(t, bank, ready, rank, entry, first):
 def unit_to_refresh(t, bank, r):
     """First bank of the unit of rank `r` that is refreshed next: one not yet refreshed in this round.
 
-    The first that no queued request wants, and if there is none, the first.
+    One that no queued request wants goes before others; among equals the one used last, as a stream comes back to it
+    last, and of those never used the first.
     """
     begin = r * (t.banks // t.ranks)
-    found = np.int64(-1)
+    found = np.int64(begin)
+    best = np.int64(-1)
     for first in range(begin, begin + t.banks // t.ranks // t.unit_banks):
         if bank[REFRESHED, first] == 0:
-            idle = True
+            used = np.int64(0)
+            idle = FAR
             for i in range(t.unit_banks):
                 b = first + i * t.unit_step
+                used = max(used, bank[CLOSE_FROM, b] + 1)
                 if bank[HEAD_R, b] >= 0 or bank[HEAD_W, b] >= 0:
-                    idle = False
-                    break
-            if idle:
-                return np.int64(first)
-            if found < 0:
+                    idle = np.int64(0)
+            if used + idle > best:
                 found = np.int64(first)
+                best = used + idle
     return found
 
 
