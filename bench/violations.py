@@ -42,7 +42,7 @@ def random_requests(memory: Memory, count: int, seed: int) -> Requests:
 
 
 def kinds(name: str, policy: str) -> list[Memory]:
-    """The memory with every way of refreshing and of closing pages that it and the scheduler know, the defaults first."""
+    """The memory with every way of refreshing and of closing pages that it and the scheduler know, defaults first."""
     found = [load_memory(name, {"policy": policy})]
     for refresh, page in product(Refresh, Page):
         try:

@@ -96,6 +96,42 @@ def test_equals_the_plain_twin(
     assert sum(standby(t, s, 0, twin.tick + 10_000)) == t.ranks * (twin.tick + 10_000)
 
 
+SLEEPS = [{}, {"controller.power_down": "fast"}, {"controller.power_down": "self_refresh"}]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from((*MEMORIES, *FINE_GRAINED)),
+    work=works(),
+    cuts=st.lists(st.integers(1, 4000), max_size=20),
+    page=st.sampled_from(["open", "closed", "adaptive"]),
+    refresh=st.sampled_from(["", "together", "postponed"]),
+    sleep=st.sampled_from(SLEEPS[1:]),
+    after=st.sampled_from([0, 5, 300, 5000]),
+)
+def test_ranks_that_sleep_equal_the_plain_twin(
+    name: str, work: Work, cuts: list[int], page: str, refresh: str, sleep: dict[str, str], after: int
+) -> None:
+    changes = {"page": page, **sleep, "controller.power_down_after": after, "queue": 7}
+    memory = load_memory(name, {**changes, "refresh": refresh} if refresh else changes)
+    twin = Naive(memory, [Segment(lo, n, w, task, tick, n) for task, (lo, n, w, tick) in enumerate(work)])
+    twin.run()
+    t, s, done = serve(memory, work)
+    assert commands(s) == twin.log
+    assert done == twin.done
+    *_, asleep = standby(t, s, 0, twin.tick)
+    assert asleep == twin.asleep_ticks
+    s = new_state(t, 1, len(work) + 1)
+    for task, (lo, n, is_write, tick) in enumerate(work):
+        assert push(t, s, 0, lo, n, is_write, task, tick)
+    parts: list[tuple[int, int]] = []
+    until = 0
+    for cut in cuts:
+        until += cut
+        parts += finish(t, s, until)
+    assert parts + finish(t, s) == done
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     name=st.sampled_from((*MEMORIES, *FINE_GRAINED)),
@@ -348,9 +384,11 @@ IDLE = [("hbm2", "staggered"), ("ddr4-3200", "staggered"), ("hbm2-neupims", "sta
         ("hbm2-neupims", "per_bank"), ("hbm3", "per_bank"), ("ddr5-4800", "same_bank")]  # fmt: skip
 
 
+@pytest.mark.parametrize("sleep", SLEEPS, ids=["awake", "power-down", "self-refresh"])
 @pytest.mark.parametrize(("name", "refresh"), IDLE)
-def test_idle_refreshes_in_closed_form(name: str, refresh: str) -> None:
-    memory = load_memory(name, {"refresh": refresh})
+def test_idle_refreshes_in_closed_form(name: str, refresh: str, sleep: dict[str, str]) -> None:
+    after = {"controller.power_down_after": 20_000} if sleep else {}
+    memory = load_memory(name, {"refresh": refresh, **sleep, **after})
     results = []
     for log in (60_000, 0):  # with a log to fill every refresh is stepped
         t = compile_memory(memory)
@@ -366,9 +404,35 @@ def test_idle_refreshes_in_closed_form(name: str, refresh: str) -> None:
         if log:
             intervals = 3_000_000 // t.refresh_interval
             refreshes = [row for row in commands(s, memory.refresh.command) if row[1] < 3_000_000]
-            assert len(refreshes) in range(intervals * t.ranks, (intervals + 1) * t.ranks)
-            assert check_log(memory, s.log[0, : s.scalar[0, at.LOGGED]]).count == 0
+            if t.self_refresh:  # while they sleep, ranks need no refresh commands
+                refreshed = 2 * 25_000 // t.refresh_interval * t.ranks + 40
+                assert len(refreshes) < refreshed
+            else:
+                assert len(refreshes) in range(intervals * t.ranks - t.ranks, (intervals + 1) * t.ranks)
+                assert check_log(memory, s.log[0, : s.scalar[0, at.LOGGED]]).count == 0
     assert results[0] == results[1]
+
+
+def test_waking_takes_its_time() -> None:
+    idle, later = 22 + 22 + 4, 205_000
+    found = {}
+    for choice, waking in (("none", 0), ("fast", 10), ("self_refresh", 592)):
+        changes = {} if choice == "none" else {"controller.power_down": choice, "controller.power_down_after": 50_000}
+        memory = load_memory("ddr4-3200-matched", changes)
+        t, s, done = serve(memory, [(0, 1, 0, 0), (2048, 1, 0, later)])
+        assert done == [(0, idle), (1, later + waking + idle)]
+        found[choice] = [int(n) for n in standby(t, s, 0, later)]
+        refreshes = [tick for _, tick, *_ in commands(s, "REF")]
+        if choice == "fast":  # the first four come before the rank sleeps, closed by the first
+            assert refreshes[1:5] == [2 * 12480, 3 * 12480, 4 * 12480, 5 * 12480 + 10]
+        if choice == "self_refresh":
+            assert len(refreshes) == 4
+    # Asleep once the refresh is over that runs 50000 ticks after the read at 22: but for 12 further ones and 10 ticks
+    # before each; or all the time.
+    assert found["self_refresh"][3] == later - (4 * 12480 + 576)
+    assert found["fast"][3] == found["self_refresh"][3] - 12 * (10 + 576)
+    assert all(sum(times) == later for times in found.values())
+    assert found["none"][3] == 0
 
 
 def test_refresh_takes_its_share() -> None:

@@ -142,6 +142,18 @@ def test_a_power_down_needs_its_current() -> None:
             load_memory("hbm2", {"controller.power_down": state, f"currents.{current}": None})
 
 
+def test_ranks_that_sleep_need_their_timings() -> None:
+    choice = {"controller.power_down": "fast", "controller.power_down_after": 100}
+    assert load_memory("hbm2", choice).exit_timing == "tXP"
+    for changes, words in (
+        ({**choice, "controller.power_down": "none"}, "power_down_after says when ranks power down, but power_down is"),
+        ({**choice, "policy": "ramulator"}, "power_down_after is what policy ramulator does not know"),
+        ({**choice, "timings": {"tXP": None}}, "timings"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_memory("hbm2", changes)
+
+
 def test_refreshes_that_a_standard_lacks() -> None:
     for name, refresh, command in (
         ("ddr4-3200", "per_bank", "REFpb"), ("ddr4-3200", "same_bank", "REFsb"), ("ddr5-4800", "per_bank", "REFpb"),
@@ -214,7 +226,7 @@ def test_the_memories_that_the_docs_list() -> None:
 
 
 def test_the_streams_that_the_docs_list() -> None:
-    assert DOCUMENT == renewed(DOCUMENT), "python -m bench.dram --write renews the table"
+    assert renewed(DOCUMENT) == DOCUMENT, "python -m bench.dram --write renews the table"
 
 
 @pytest.mark.parametrize("is_write", [0, 1])
