@@ -267,7 +267,7 @@ def settle(t, s, c, tick):
 
 @leaf
 def standby(t, s, c, tick):
-    """(active, precharged, refresh, asleep) ticks of class `c`, summed over its ranks, from tick 0 to `tick`, settled."""
+    """(active, precharged, refresh, asleep) ticks of class `c`, all its ranks, from tick 0 to `tick`, once settled."""
     rank = s.rank[c]
     sleeping = np.int64(0)
     active = np.int64(0)
