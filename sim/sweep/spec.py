@@ -100,7 +100,7 @@ class Spec(Strict):
     @field_validator("axes", mode="before")
     @classmethod
     def _forms(cls, axes: Any) -> Any:
-        """Tells a range from a list with a condition by its keys, so that complaints are about the one that is meant."""
+        """Tells a range from a list with a condition by its keys, so that complaints are about the right one."""
         if not isinstance(axes, dict):
             return axes
         return {key: _form(key, axis) if isinstance(axis, dict) else axis for key, axis in axes.items()}
