@@ -112,8 +112,10 @@ def with_power_down(memory: Memory, counts: MemoryCounts) -> MemoryCounts:
 
     `fast`: all of it is power-down. `self_refresh`: whole refresh intervals of it are self refresh, which also replaces
     the refreshes that fell into them; what is left stays standby. Entering and leaving take no time here, so both are
-    the most that a controller can save.
+    the most that a controller can save. With `power_down_after` the counts say already how long ranks slept.
     """
+    if memory.exit_timing:
+        return counts
     choice = memory.controller.power_down
     closed = counts.standby_ps.get("precharged", 0)
     standby, commands = dict(counts.standby_ps), dict(counts.commands)
