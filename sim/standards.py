@@ -282,7 +282,7 @@ class Memory(Strict):
     command_ticks: dict[str, Ticks] = Field(default_factory=dict, description="command bus occupancy where not 1")
     buses: Annotated[int, Field(ge=1, le=2)] = Field(description="2: row and column commands have buses of their own")
     refresh: Refresh
-    refresh_first: Ticks | None = Field(default=None, description="tick of the first refresh, if not the interval's end")
+    refresh_first: Ticks | None = Field(default=None, description="tick of the first refresh, if not that of the rank")
     mapping: str
     bank_hash: BankHash = BankHash.NONE
     currents: Currents

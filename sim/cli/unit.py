@@ -1,4 +1,4 @@
-"""The commands `unit dram`, `unit gemm` and `unit pim`: one component of a machine on its own, for validation and for study."""
+"""The commands `unit dram`, `unit gemm` and `unit pim`: one component on its own, for validation and for study."""
 
 from __future__ import annotations
 
@@ -153,8 +153,8 @@ def pim(
         PimKernel.gemv
     ),
     heads: Annotated[int, typer.Option(help="Heads of attention, dealt out over the channels.", min=1)] = 1,
-    level: Annotated[PimLevel | None, typer.Option(help="AttAcc: where its units stand; default: beside banks.")] = None,
-    start: Annotated[int, typer.Option(help="Clock at which it begins: it decides when refreshes fall due.", min=0)] = 0,
+    level: Annotated[PimLevel | None, typer.Option(help="AttAcc: where its units are; default: in banks.")] = None,
+    start: Annotated[int, typer.Option(help="Clock at which it begins, for the refreshes.", min=0)] = 0,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Replace a value: hw.memory.settings.timings.tMAC=4.")
     ] = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sim.dram_energy import dram_energies
 from sim.energy_row import EnergyRow
-from sim.pim.schema import EnergyOf
+from sim.pim.schema import EnergyOf, LoadFrom
 
 if TYPE_CHECKING:
     from sim.passes import MemoryCounts
@@ -22,6 +22,12 @@ ROWS = (
 """Rows of an account: name, the command that it counts, its key in the section, and the ordinary command's class. A
 composite command counts as its steps and one read-out.
 """
+
+
+def bits_moved(memory: Memory, counts: MemoryCounts) -> int:
+    """Bits that PIM commands put on the data bus: a burst a read-out, and a load from the host."""
+    names = ("READRES", "COMPS_READRES") + (("GWRITE",) if memory.pim and memory.pim.load is LoadFrom.HOST else ())
+    return 8 * memory.burst_bytes * sum(counts.commands.get(name, 0) for name in names)
 
 
 def pim_rows(memory: Memory, counts: MemoryCounts) -> list[EnergyRow]:

@@ -48,7 +48,7 @@ def instructions(memory: Memory, jobs: Ints) -> Ints:
         ):
             for step in steps:
                 composite = step.command == "COMPS_READRES"
-                count = 1 if composite else jobs[:, k.DOTS] if step.count is None else step.count
+                count = 1 if composite else jobs[:, k.DOTS] if step.times is None else step.times
                 result = result + mine * times * count
     return result
 
@@ -62,9 +62,12 @@ def job_ticks(memory: Memory, jobs: Ints) -> Ints:
     key = memory.model_dump_json(by_alias=True)
     _KNOWN[key] = memory
     kinds, place = np.unique(jobs[:, [k.KERNEL, k.LOADS, k.GROUPS, k.DOTS, k.SIDE]], axis=0, return_inverse=True)
-    first, each = np.array([_pace(key, *(int(n) for n in kind)) for kind in kinds], np.int64).reshape(-1, 2).T
+    paces = np.array([_pace(key, *(int(n) for n in kind)) for kind in kinds], np.int64).reshape(-1, 2)
+    first, each = paces[:, 0], paces[:, 1]
     place = place.reshape(-1)
-    return first[place] + np.maximum(0, jobs[:, k.TILES] - 1) * each[place]
+    further: Ints = np.maximum(0, jobs[:, k.TILES] - 1)
+    ticks: Ints = first[place] + further * each[place]
+    return ticks
 
 
 _KNOWN: dict[str, Memory] = {}

@@ -83,12 +83,12 @@ class PimRule(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step of a template: `count` commands (None: as many as the job has dots) in bank set `side` (None: the tile's)
+    """A step of a template: `times` commands (None: as many as the job has dots) in bank set `side` (None: the tile's)
     with the tile's row plus `offset`, row `row`, or no row (`needs_row` False) open.
     """
 
     command: str
-    count: int | None
+    times: int | None
     side: int | None = None
     row: int | None = None
     offset: int = 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sim.errors import ConfigError
 from sim.pim.jobs import as_table, job
+from sim.pim.schema import LoadFrom
 
 if TYPE_CHECKING:
     from sim.pim.jobs import Ints
@@ -195,12 +196,12 @@ def _attention(memory: Memory, heads: int, length: int, dim: int) -> list[list[i
         raise ConfigError("has units whose lanes stay apart, so that attention has no layout in it", key="pim.lanes")
     if dim % pim.macs or dim > _row_elements(memory):
         raise ConfigError(
-            f"takes {pim.macs} elements a step from rows of {_row_elements(memory)}, in which a head dimension of {dim} "
-            "has no layout: it must be a multiple of the former and at most the latter",
+            f"takes {pim.macs} elements a step from rows of {_row_elements(memory)}, in which a head dimension of "
+            f"{dim} has no layout: it must be a multiple of the former and at most the latter",
             key="pim.macs",
         )
-    whole = pim.load == "bank"
-    return _attention_from_rows(memory, heads, length, dim) if whole else _attention_streamed(memory, heads, length, dim)
+    cut = _attention_from_rows if pim.load is LoadFrom.BANK else _attention_streamed
+    return cut(memory, heads, length, dim)
 
 
 def _attention_from_rows(memory: Memory, heads: int, length: int, dim: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Behind `opcycle unit pim`: one operator on the PIM units of a machine's memory, alone, as cycles, counts and energy."""
+"""Behind `opcycle unit pim`: one operator on the PIM units of a machine, alone, as cycles, counts and energy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ def run(
     """
     from sim.dram_energy import dram_rows
     from sim.kinds import load_hardware
-    from sim.pim.energy import pim_rows
 
     machine = load_hardware(hardware, overrides)
     memory, channels = machine.dram, machine.memory.channels
@@ -65,7 +64,7 @@ def run(
     own = memory.pim
     assert own is not None
     shown = {own.name_of(name): n for name, n in counts.commands.items() if n}
-    accounts = [*dram_rows(memory, counts), *pim_rows(memory, counts)]
+    accounts = dram_rows(memory, counts)
     result: dict[str, Any] = {
         "cycles": -(-ticks // memory.clock_ticks),
         "time_ns": float(ticks * memory.period / 1000),
@@ -144,7 +143,7 @@ def _counts(memory: Memory, states: list[ChannelState], weight: list[int], start
     period = memory.period
     return MemoryCounts(
         commands=commands,
-        standby_ps={name: int(n * period) for name, n in zip(memory.standby_states, spent, strict=False)},
+        standby_ps={name: int(int(n) * period) for name, n in zip(memory.standby_states, spent, strict=False)},
         bytes_read=commands["RD"] * memory.burst_bytes,
         bytes_written=commands["WR"] * memory.burst_bytes,
         row_hits=int(counts[d.HITS]),
@@ -172,7 +171,8 @@ def plain_cycles(memory: Memory, channels: int, kernel: Kernel, rows: int, cols:
     for is_write, size in ((0, reads), (1, writes)):
         bursts = -(-size // (memory.burst_bytes * channels))
         if first + bursts > memory.bursts_per_channel:
-            raise ConfigError(f"operands of {reads} B and results of {writes} B do not fit", file=f"memory {memory.name}")
+            text = f"operands of {reads} B and results of {writes} B do not fit"
+            raise ConfigError(text, file=f"memory {memory.name}")
         push(tables, state, zero, np.int64(first), np.int64(bursts), np.int64(is_write), zero, np.int64(tick))
         first += bursts
         while advance(tables, state, zero, np.int64(d.NEVER)) < d.NEVER:
