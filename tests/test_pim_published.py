@@ -37,7 +37,14 @@ def test_attention_takes_what_it_takes_in_neupims(row: dict[str, str]) -> None:
     memory, length = artifact(), int(row["length"])
     keys = [job(memory, "gemv", loads=1, tiles=-(-length // 32), groups=HEADS, dots=DIM // 16, row=100)]
     values = [
-        job(memory, "gemv", loads=1, tiles=DIM // 32, dots=-(-min(512, length - at) // 16), row=1000 + 100 * head + at // 4)
+        job(
+            memory,
+            "gemv",
+            loads=1,
+            tiles=DIM // 32,
+            dots=-(-min(512, length - at) // 16),
+            row=1000 + 100 * head + at // 4,
+        )
         for head in range(HEADS)
         for at in range(0, length, 512)
     ]
