@@ -1,0 +1,90 @@
+"""Which keys each query of an attention sees: all, the past, a window of it, or blocks."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import ConfigError
+
+WRITTEN = "full, causal, window:KEYS or block:SIZE:DENSITY[:SEED]"
+
+
+class Mask(NamedTuple):
+    """`visible[i, j]`: whether query i sees key j; None: all do."""
+
+    queries: int
+    keys: int
+    visible: NDArray[np.bool_] | None = None
+
+    def lengths(self) -> int | list[int]:
+        """Keys of each query: one number where all have as many."""
+        if self.visible is None:
+            return self.keys
+        found = [int(n) for n in self.visible.sum(axis=1)]
+        return found[0] if len(set(found)) == 1 else found
+
+    def seen(self, query: int) -> NDArray[np.int64]:
+        """Keys that a query sees, in order."""
+        if self.visible is None:
+            return np.arange(self.keys)
+        return np.flatnonzero(self.visible[query])
+
+
+def _checked(visible: NDArray[np.bool_]) -> Mask:
+    blind = np.flatnonzero(~visible.any(axis=1))
+    if len(blind):
+        raise ConfigError(f"query {blind[0]} sees no key, but must see one", key="mask")
+    return Mask(*visible.shape, visible)
+
+
+def full(queries: int, keys: int) -> Mask:
+    """Every query sees every key."""
+    return Mask(queries, keys)
+
+
+def causal(queries: int, keys: int, window: int | None = None) -> Mask:
+    """The last query sees the last key, each one before a key less; of those only the latest `window`, if given."""
+    if queries > keys:
+        raise ConfigError(f"a causal mask needs at least as many keys as queries, but has {keys} for {queries}", key="mask")
+    last = np.arange(keys - queries, keys)[:, None]
+    key = np.arange(keys)[None, :]
+    visible = key <= last
+    if window is not None:
+        visible &= key > last - window
+    return _checked(visible)
+
+
+def blocks(pattern: NDArray[np.bool_], size: int, queries: int, keys: int) -> Mask:
+    """Block-sparse: `pattern[a, b]` says whether queries a * size ... see keys b * size ... Raises ConfigError."""
+    wanted = (-(-queries // size), -(-keys // size))
+    if pattern.shape != wanted:
+        raise ConfigError(f"has {pattern.shape[0]} x {pattern.shape[1]} blocks, but {queries} queries and {keys} keys "
+                          f"in blocks of {size} need {wanted[0]} x {wanted[1]}", key="mask")  # fmt: skip
+    ones = np.ones((size, size), np.int8)
+    return _checked(np.kron(pattern, ones).astype(bool)[:queries, :keys])
+
+
+def random_blocks(queries: int, keys: int, size: int, density: float, seed: int) -> Mask:
+    """Blocks drawn at random with probability `density`, those on the diagonal always there."""
+    shape = (-(-queries // size), -(-keys // size))
+    pattern = np.random.default_rng(seed).random(shape) < density
+    row = np.arange(shape[0])
+    pattern[row, row * shape[1] // shape[0]] = True
+    return blocks(pattern, size, queries, keys)
+
+
+def read_mask(text: str, queries: int, keys: int) -> Mask:
+    """A mask as written on the command line, see WRITTEN. Raises ConfigError."""
+    if text == "full":
+        return full(queries, keys)
+    if text == "causal":
+        return causal(queries, keys)
+    if found := re.fullmatch(r"window:([1-9][0-9]*)", text):
+        return causal(queries, keys, int(found[1]))
+    if found := re.fullmatch(r"block:([1-9][0-9]*):(0?\.[0-9]+|[01]|[01]\.0*)(?::([0-9]+))?", text):
+        return random_blocks(queries, keys, int(found[1]), float(found[2]), int(found[3] or 0))
+    raise ConfigError(f"is {text!r}, but must be {WRITTEN}", key="mask")
