@@ -46,6 +46,7 @@ from sim.kernels.stream_tables import (
     NOW,
     ONE_BY_ONE,
     OUTPUTS,
+    PAUSED,
     PEAK,
     PHASE,
     PORTS,
@@ -311,7 +312,7 @@ def fire_often(x, g, n):
 
 @inlined
 def visit(n, g, trace, most):
-    """Let node `n` fire up to `most` times or until it must wait; returns (firings, those at the ends of rows, moved)."""
+    """Let node `n` fire up to `most` times or until it must wait: (firings, those at the ends of rows, moved)."""
     x = g.node[n]
     fired = np.int64(0)
     single = np.int64(0)
@@ -332,13 +333,14 @@ def visit(n, g, trace, most):
 
 
 @leaf
-def run(g, old, trace, most, anchor, period, steady):
+def run(g, old, trace, most, anchor, period, steady, budget):
     """Evaluate the graph `g` until nothing can move (QUIET) or a ring with NEED set must be larger (GROW).
 
     most: firings of a node in its turn. steady: 1 to advance periodic stretches at once, with `old` to remember states
-    in; `anchor`: a node whose state at the end of every `period` firings is worth comparing, -1: none. `trace` notes why
-    the time moved, where it has room.
+    in; `anchor`: a node whose state after every `period` firings is worth comparing, -1: none. `trace` notes why the
+    time moved, where it has room. budget: firings of all nodes after which to stop (PAUSED).
     """
+    spent = np.int64(0)
     rounds = np.int64(0)
     due = np.int64(1)
     valid = False
@@ -356,11 +358,14 @@ def run(g, old, trace, most, anchor, period, steady):
             moved |= went
             single += alone
             credit += fired
+            spent += fired
         for c in range(g.channel.shape[0]):
             if g.channel[c, NEED] == 1:
                 return GROW
         if not moved:
             return QUIET
+        if spent >= budget:
+            return PAUSED
         if steady == 0:
             continue
         if anchor >= 0 and g.node[anchor, FIRED] // period != last_turn:

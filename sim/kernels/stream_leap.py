@@ -56,7 +56,7 @@ def save(g, old, s):
 
 @inlined
 def alike_nodes(g, old, s):
-    """(periods, cycles): how often the node's firings since then can be repeated, 0 if never, and the time they took."""
+    """(periods, cycles): how often all firings since then can be repeated, 0 if never, and the time they took."""
     most = np.int64(NEVER)
     cycles = np.int64(-1)
     for n in range(g.node.shape[0]):

@@ -34,8 +34,8 @@ CHANNEL, WHEN, MEMBER = 0, 1, 2
 N_PORT = 3
 EACH, FIRST, LAST, IN_TURN = 0, 1, 2, 3
 
-# Why `run` returned: nothing can move, or a ring is too small.
-QUIET, GROW = 0, 1
+# Why `run` returned: nothing can move, a ring is too small, or it has fired as often as asked.
+QUIET, GROW, PAUSED = 0, 1, 2
 
 # A traced firing is one integer: for each of 16 ports a bit whether its input or output moved the time forward, and
 # for each output whether the time of the write, rather than the latency, set the stamp.

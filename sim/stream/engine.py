@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.errors import ConfigError
 from sim.kernels import stream_tables as at
 from sim.stream.schema import Graph
-from sim.stream.tables import Compiled, compile_graph, enlarge
+from sim.stream.tables import REQUESTS, Compiled, compile_graph, enlarge
+
+if TYPE_CHECKING:
+    from sim.stream.memory import Attached
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,11 @@ class Wait:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run. `cycles` is the largest local time; the rest is by name."""
+    """A finished run. `cycles` is the largest local time; the rest is by name, as in the graph.
+
+    events: tokens written and tokens taken. requests: most tokens that each DRAM port had asked for at once; memory:
+    what the DRAM did, None without one.
+    """
 
     cycles: int
     deadlock: bool
@@ -44,51 +50,68 @@ class Outcome:
     peak_in_flight: dict[str, int]
     waits: tuple[Wait, ...]
     events: int
-    """Tokens written and tokens taken."""
-    wall_s: float
+    requests: dict[str, int]
+    memory: dict[str, Any] | None
+    wall_s: float = field(compare=False)
     compiled: Compiled = field(repr=False, compare=False)
 
 
 class Run:
-    """A graph on its way: it can be taken up again, with larger channels, where it stood still."""
+    """A graph under evaluation; `compiled` holds its state.
+
+    steady: allow stretches to be advanced in closed form. order: numbers of nodes, as they are evaluated; most: firings
+    of a node in its turn. None of these changes a result. trace: what to note; switches the shortcut off. budget:
+    firings of all nodes after which to stop, whatever is left.
+    """
 
     def __init__(
         self, graph: Graph, *, steady: bool = True, order: Sequence[int] | None = None, most: int = at.NEVER,
-        trace: at.Trace | None = None,
+        trace: at.Trace | None = None, budget: int = at.NEVER,
     ) -> None:  # fmt: skip
-        """`order`: nodes by number, in which they are evaluated; `most`: firings of a node in its turn.
-
-        `steady` allows stretches to be advanced in closed form. None of them changes a result.
-        """
         self.compiled = compile_graph(graph)
         if order is not None:
             streams = self.compiled.streams._replace(order=np.array(order, np.int64))
             self.compiled = self.compiled._replace(streams=streams)
-        self.most, self.trace = most, trace or no_trace()
-        self.steady = steady and trace is None
+        self.most, self.trace, self.budget = most, trace or no_trace(), budget
+        self.steady = steady and trace is None and graph.memory is None
+        self.attached: Attached | None = None
+        if graph.memory is not None:
+            from sim.stream.memory import attach
+
+            self.attached = attach(graph, self.compiled)
 
     def go_on(self) -> None:
-        """Evaluate until nothing can move, with rings as large as the tokens in flight need. """
-        from sim.kernels.stream import run
-
+        """Evaluate until nothing can move or the budget is spent, with rings as large as the tokens in flight need."""
         while True:
             g = self.compiled.streams
-            status = run(
-                g, remembered(g, self.steady), self.trace, self.most, self.compiled.anchor, self.compiled.period,
-                int(self.steady),
-            )  # fmt: skip
-            small = np.flatnonzero(g.channel[:, at.NEED]) if status == at.GROW else self._held_up()
-            if not len(small):
+            before = int(g.node[:, at.FIRED].sum())
+            status = self._evaluate()
+            if self.budget < at.NEVER:
+                self.budget -= int(g.node[:, at.FIRED].sum()) - before
+            if status == at.PAUSED:
                 return
-            self.compiled = enlarge(self.compiled, [int(c) for c in small])
+            small = [int(c) for c in np.flatnonzero(g.channel[:, at.NEED])] if status == at.GROW else self.held_up()
+            if not small:
+                return
+            self.compiled = enlarge(self.compiled, small)
 
-    def _held_up(self) -> list[int]:
+    def _evaluate(self) -> int:
+        g = self.compiled.streams
+        old = _remembered(g, self.steady)
+        if self.attached is None:
+            from sim.kernels.stream import run
+
+            anchor, period = self.compiled.anchor, self.compiled.period
+            return int(run(g, old, self.trace, self.most, anchor, period, int(self.steady), self.budget))
+        from sim.kernels.stream_dram import run_with_memory
+
+        _, tables, state, ports = self.attached
+        return int(run_with_memory(g, old, self.trace, self.most, self.budget, tables, state, ports))
+
+    def held_up(self) -> list[int]:
         """The smallest of the rings, if any, that only for their size keep a node from writing."""
         g = self.compiled.streams
-        full = [
-            c for _, c, state in self.stuck()
-            if state == "full" and g.channel[c, at.ELASTIC]
-        ]  # fmt: skip
+        full = [c for _, c, state in self.stuck() if state == "full" and g.channel[c, at.ELASTIC]]
         return [min(full, key=lambda c: (int(g.channel[c, at.MASK]), c))] if full else []
 
     def stuck(self) -> list[tuple[int, int, str]]:
@@ -108,7 +131,7 @@ class Run:
             found.append((i, int(g.port[p, at.CHANNEL]), "empty" if p < x[at.OUTPUTS] else "full"))
         return found
 
-    def _used(self, x: np.ndarray, p: int) -> bool:
+    def _used(self, x: np.ndarray[Any, np.dtype[np.int64]], p: int) -> bool:
         when, member = self.compiled.streams.port[p, [at.WHEN, at.MEMBER]]
         return bool(
             when == at.EACH
@@ -125,35 +148,42 @@ class Run:
         ch = self.compiled.streams.channel[self.compiled.streams.port[p, at.CHANNEL]]
         return bool(ch[at.ENQ] - ch[at.DEQ] < ch[at.LIMIT])
 
-    def waits(self) -> tuple[Wait, ...]:
-        """As `stuck`, in names."""
-        g, names = self.compiled.streams, self.compiled
-        return tuple(
-            Wait(names.nodes[i], names.channels[c], state, int(g.channel[c, at.ENQ] - g.channel[c, at.DEQ]),
-                 int(g.node[i, at.TIME]))
-            for i, c, state in self.stuck()
-        )  # fmt: skip
+    def wait_of(self, i: int, c: int, state: str) -> Wait:
+        """One entry of `stuck`, in names."""
+        g, compiled = self.compiled.streams, self.compiled
+        held = int(g.channel[c, at.ENQ] - g.channel[c, at.DEQ])
+        return Wait(compiled.nodes[i], compiled.channels[c], state, held, int(g.node[i, at.TIME]))
 
     def outcome(self, wall_s: float) -> Outcome:
         """What came of it."""
-        g = self.compiled.streams
-        waits = self.waits()
-        own = [node.name for node in self.compiled.graph.nodes]
+        g, graph = self.compiled.streams, self.compiled.graph
+        waits = tuple(self.wait_of(*entry) for entry in self.stuck()) if self.budget == at.NEVER else ()
         rows = dict(zip(self.compiled.nodes, g.node, strict=True))
+        peaks = {name: self._peak(c) for c, name in enumerate(self.compiled.channels)}
+        own = list(graph.all_channels())
         return Outcome(
             cycles=int(g.node[:, at.TIME].max()),
             deadlock=bool(waits),
-            fires={name: int(rows[name][at.FIRED]) for name in own},
-            times={name: int(rows[name][at.TIME]) for name in own},
-            peak_in_flight={name: self._peak(c) for c, name in enumerate(self.compiled.channels)},
+            fires={node.name: int(rows[node.name][at.FIRED]) for node in graph.nodes},
+            times={node.name: int(rows[node.name][at.TIME]) for node in graph.nodes},
+            peak_in_flight={name: peaks[name] for name in own},
             waits=waits,
             events=int(g.channel[:, [at.ENQ, at.DEQ]].sum()),
+            requests={name.removesuffix(REQUESTS): peak for name, peak in peaks.items() if name not in own},
+            memory=self._memory(),
             wall_s=wall_s,
             compiled=self.compiled,
         )
 
+    def _memory(self) -> dict[str, Any] | None:
+        if self.attached is None:
+            return None
+        from sim.stream.memory import counts
+
+        return counts(self.attached)
+
     def _peak(self, c: int) -> int:
-        """Most tokens in flight, those that nobody will take any more included."""
+        """Most tokens in flight, those included that nobody will take any more."""
         g = self.compiled.streams
         ch = g.channel[c]
         k = int(ch[at.ENQ]) - 1
@@ -170,10 +200,10 @@ class Run:
 def no_trace() -> at.Trace:
     """What a run that notes nothing is given."""
     none = np.zeros(0, np.int64)
-    return at.Trace(none, none, none, np.zeros((0, 1), np.int64), np.int64(0))
+    return at.Trace(none, none, none, np.zeros((0, 1), np.int64), 0)
 
 
-def remembered(g: at.Streams, steady: bool) -> at.Saved:
+def _remembered(g: at.Streams, steady: bool) -> at.Saved:
     """Room for two states to compare with."""
     n = 2 if steady else 0
     return at.Saved(
@@ -184,17 +214,12 @@ def remembered(g: at.Streams, steady: bool) -> at.Saved:
     )
 
 
-def run_graph(
-    graph: Graph, *, steady: bool = True, order: Sequence[int] | None = None, most: int = at.NEVER
-) -> Outcome:
+def run_graph(graph: Graph, *, steady: bool = True, order: Sequence[int] | None = None, most: int = at.NEVER) -> Outcome:
     """Run `graph`, whose capacities must be numbers or `inf`, to its end or until nothing can move.
 
-    See `Run` for the options. Raises ConfigError.
+    The options are those of `Run`. Raises ConfigError for a memory that does not exist.
     """
     run = Run(graph, steady=steady, order=order, most=most)
     began = time.perf_counter()
     run.go_on()
     return run.outcome(time.perf_counter() - began)
-
-
-__all__ = ["ConfigError", "Mapping", "Outcome", "Run", "Wait", "run_graph"]
