@@ -25,6 +25,7 @@ class Kind(StrEnum):
     workloads = "workloads"
     memories = "memories"
     tiers = "tiers"
+    graphs = "graphs"
 
 
 class Schema(StrEnum):
@@ -38,13 +39,14 @@ class Schema(StrEnum):
     energy = "energy"
     model = "model"
     dram_energy = "dram-energy"
+    stream = "stream"
 
 
 def check(
     files: Annotated[list[Path], typer.Argument(help="YAML or JSON files of opcycle, or config.json of a model.")],
     json: Json = False,
 ) -> None:
-    """Validate files: hardware, workloads, memories, energy tables, models, traces."""
+    """Validate files: hardware, workloads, memories, energy tables, models, graphs, traces."""
     rows: list[dict[str, Any]] = []
     for file in files:
         row: dict[str, Any] = {"file": str(file), "kind": None, "ok": True, "error": None}
@@ -114,6 +116,10 @@ def _validate(kind: Schema, file: Path) -> None:
         from workloads import load_model
 
         load_model(file)
+    elif kind is Schema.stream:
+        from sim.stream.schema import load_graph
+
+        load_graph(file)
     elif kind is Schema.trace:
         from workloads import read_trace
 
@@ -135,6 +141,7 @@ _MODELS = {
     Schema.tier: ("sim.tiers", "Tier"),
     Schema.energy: ("sim.energy_tables", "EnergyTable"),
     Schema.dram_energy: ("sim.energy_tables", "DramInterfaces"),
+    Schema.stream: ("sim.stream.schema", "Graph"),
     Schema.model: ("workloads.models", "Model"),
     Schema.workload: ("workloads.scenario", "Scenario"),
     Schema.trace: ("workloads.trace_file", "trace_schema"),
@@ -310,15 +317,35 @@ def _tier_rows() -> list[dict[str, Any]]:
     return rows
 
 
+def _graph_rows() -> list[dict[str, Any]]:
+    from sim.catalog import find, names
+    from sim.config import load_yaml
+    from sim.stream.schema import load_graph
+
+    rows = []
+    for name in names("graph"):
+        graph = load_graph(name)
+        rows.append(
+            {
+                "name": name,
+                "nodes": len(graph.nodes),
+                "channels": len(graph.all_channels()),
+                "description": load_yaml(find("graph", name)).heading,
+            }
+        )
+    return rows
+
+
 _LISTS: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
     Kind.hardware: _hardware_rows,
     Kind.models: _model_rows,
     Kind.workloads: _workload_rows,
     Kind.memories: _memory_rows,
     Kind.tiers: _tier_rows,
+    Kind.graphs: _graph_rows,
 }
 _CATALOG = {Kind.hardware: "hardware", Kind.models: "model", Kind.workloads: "workload", Kind.memories: "memory",
-            Kind.tiers: "tier"}  # fmt: skip
+            Kind.tiers: "tier", Kind.graphs: "graph"}  # fmt: skip
 
 
 def _show_one(kind: Kind, name: str, json: bool) -> None:

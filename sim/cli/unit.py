@@ -1,4 +1,4 @@
-"""The commands `unit dram` and `unit gemm`: one component of a machine on its own, for validation and for study."""
+"""The commands `unit dram`, `unit gemm` and `unit stream`: one component of a machine on its own, for validation and for study."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from sim.cli.printing import engineering, print_json, print_table, say_if_kernels_are_new
+from sim.cli.stream import stream
 from sim.errors import ConfigError
 
 unit = typer.Typer(name="unit", help="Run one component on its own.", pretty_exceptions_enable=False)
+unit.command()(stream)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

@@ -254,15 +254,19 @@ def fire(x, n, g, trace):
 
 
 @inlined
-def stretch(x, g, most):
-    """How many firings, up to `most`, the node can do now that use each of its ports, or none of those of a row."""
+def singular(x):
+    """Whether the next firing is begun already, or uses other ports than those in the middle of a row do."""
     flags = x[FLAGS]
     if flags & ONE_BY_ONE or x[PHASE] > 1:
-        return np.int64(0)
+        return True
+    return (flags & HAS_FIRST and x[AT] == 0) or (flags & HAS_LAST and x[AT] == x[LENGTH] - 1)
+
+
+@inlined
+def stretch(x, g, most):
+    """How many firings, up to `most`, the node can do now that are like those in the middle of a row."""
     n = min(most, x[TOTAL] - x[FIRED])
-    if flags & HAS_FIRST and x[AT] == 0:
-        return np.int64(0)
-    n = min(n, x[LENGTH] - x[AT] - (1 if flags & HAS_LAST else 0))
+    n = min(n, x[LENGTH] - x[AT] - (1 if x[FLAGS] & HAS_LAST else 0))
     for e in range(x[EACH_IN], x[EACH_OUT]):
         ch = g.channel[g.each[e]]
         n = min(n, ch[READY] - ch[DEQ])
@@ -311,23 +315,28 @@ def fire_often(x, g, n):
 
 
 @inlined
-def visit(n, g, trace, most):
-    """Let node `n` fire up to `most` times or until it must wait: (firings, those at the ends of rows, moved)."""
+def visit(n, g, trace, most, eager):
+    """Let node `n` fire up to `most` times or until it must wait: (firings, those at the ends of rows, moved).
+
+    A firing in the middle of a row is only begun, if not `eager`, when it can also end.
+    """
     x = g.node[n]
     fired = np.int64(0)
     single = np.int64(0)
     phase = x[PHASE]
     while x[FIRED] < x[TOTAL] and fired < most:
-        many = np.int64(0)
-        if trace.code.shape[0] == 0:
-            many = stretch(x, g, most - fired)
-        if many > 0:
-            fire_often(x, g, many)
-            fired += many
-        elif fire(x, n, g, trace):
+        if eager or singular(x):
+            if not fire(x, n, g, trace):
+                break
             fired += 1
             single += 1
-        else:
+            continue
+        many = stretch(x, g, most - fired)
+        if many <= 0:
+            break
+        fire_often(x, g, many)
+        fired += many
+        if not singular(x):
             break
     return fired, single, fired > 0 or x[PHASE] != phase
 
@@ -340,6 +349,8 @@ def run(g, old, trace, most, anchor, period, steady, budget):
     in; `anchor`: a node whose state after every `period` firings is worth comparing, -1: none. `trace` notes why the
     time moved, where it has room. budget: firings of all nodes after which to stop (PAUSED).
     """
+    traced = trace.code.shape[0] > 0
+    eager = traced
     spent = np.int64(0)
     rounds = np.int64(0)
     due = np.int64(1)
@@ -354,7 +365,7 @@ def run(g, old, trace, most, anchor, period, steady, budget):
         moved = False
         single = np.int64(0)
         for i in range(g.order.shape[0]):
-            fired, alone, went = visit(np.int64(g.order[i]), g, trace, most)
+            fired, alone, went = visit(np.int64(g.order[i]), g, trace, most, eager)
             moved |= went
             single += alone
             credit += fired
@@ -362,8 +373,9 @@ def run(g, old, trace, most, anchor, period, steady, budget):
         for c in range(g.channel.shape[0]):
             if g.channel[c, NEED] == 1:
                 return GROW
-        if not moved:
+        if not moved and eager:
             return QUIET
+        eager = traced or not moved
         if spent >= budget:
             return PAUSED
         if steady == 0:
