@@ -14,29 +14,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from sim.sparse.schema import SparseArray
+from sim.strict import Positive, Rate, Strict, to_fraction
 from sim.tiers import DEVICE, Tier, load_tier
 from sim.units import Bytes, Energy, Frequency, Length, Time
 
 if TYPE_CHECKING:
+    from sim.document import Document
     from sim.standards import Memory
 
 SCHEMA = "opcycle/hardware/1"
-
-
-def _rate(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, str, Fraction)):
-        raise ValueError("must be an integer or a fraction such as 1/2")
-    return Fraction(value)
-
-
-Rate = Annotated[
-    Fraction,
-    BeforeValidator(_rate),
-    Field(gt=0, json_schema_extra={"type": ["integer", "string"]}),
-]
-Positive = Annotated[int, Field(gt=0, le=2**40)]
 
 
 class Dataflow(StrEnum):
@@ -54,19 +43,6 @@ class Preload(StrEnum):
     DOUBLE_BUFFERED = "double_buffered"
 
 
-class Strict(BaseModel):
-    """Base of every section: frozen, no unknown keys, hashed by content (sections key the caches of the lowering)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
-
-    @cached_property
-    def _content(self) -> str:
-        return self.model_dump_json(by_alias=True)
-
-    def __hash__(self) -> int:
-        return hash(self._content)
-
-
 class Array(Strict):
     """The systolic arrays; `count` of them work on one operator together."""
 
@@ -75,7 +51,9 @@ class Array(Strict):
     columns: Positive = Field(description="PE columns of one array")
     dataflow: Dataflow = Field(description="ws, os or is")
     preload: Preload = Field(description="fold_serial (nothing overlaps) or double_buffered (loads overlap the stream)")
-    formats: dict[str, Rate] = Field(description="number format: multiply-accumulates per PE and cycle", min_length=1)
+    formats: dict[str, Rate] = Field(
+        description="number format, or activation*weight format: multiply-accumulates per PE and cycle", min_length=1
+    )
     accumulate: str = Field(description="number format of the accumulators")
     reload: Literal["chunk", "tile"] = Field(
         default="tile", description="stationary operand loaded once per tile, or again for each `rows` rows of stream"
@@ -83,6 +61,7 @@ class Array(Strict):
     issue_floor: Positive = Field(default=1, description="fewest cycles between two streams")
     cold_load: int | None = Field(default=None, ge=0, description="cycles to fill an empty array; default 2 rows - 1")
     drain: bool = Field(default=False, description="fold-serial output-stationary: charge the shift of results")
+    unit: str = Field(default="plain", description="kind of arithmetic unit: a name in hwconfigs/units or plain")
 
 
 class Vector(Strict):
@@ -103,7 +82,7 @@ class Scratchpad(Strict):
     capacity: Bytes = Field(description="of one core")
     read_bytes_per_cycle: Positive = Field(description="towards arrays, vector units and DMA")
     write_bytes_per_cycle: Positive = Field(description="from arrays, vector units and DMA")
-    activation_share: Annotated[Fraction, BeforeValidator(_rate), Field(ge=0, lt=1)] = Field(
+    activation_share: Annotated[Fraction, BeforeValidator(to_fraction), Field(ge=0, lt=1)] = Field(
         description="part of the capacity that may hold activations between operators",
         json_schema_extra={"type": ["integer", "string"]},
     )
@@ -171,6 +150,7 @@ class Hardware(Strict):
     accumulator: Accumulator
     dma: Dma
     memory: MemoryUse
+    sparse: SparseArray | None = Field(default=None, description="engine that skips zeros; default: none")
     attention: Literal["flash", "unfused"] = Field(description="flash: fused on chip where it fits")
     software: Software = Field(default_factory=Software)
     energy: EnergyUse
@@ -253,4 +233,17 @@ def load_hardware(name_or_path: str | Path, overrides: dict[str, Any] | None = N
         # An unknown name has no file of its own; a fault inside the memory's file is told with that file.
         raise error if error.file else document.error(str(error), "memory") from None
     _ = machine.tier_data
+    _check_unit(machine, document)
     return machine
+
+
+def _check_unit(machine: Hardware, document: Document) -> None:
+    """Refuse an arithmetic unit that is not known."""
+    from sim.arithmetic import PLAIN, load_unit
+    from sim.config import ConfigError
+
+    if machine.array.unit != PLAIN:
+        try:
+            load_unit(machine.array.unit)
+        except ConfigError as error:
+            raise error if error.file else document.error(error.message, "array.unit") from None

@@ -28,7 +28,8 @@ def machine(dram: Any = None, table: str = "7nm", dram_io: float | None = None) 
         cores=1,
         technology="7 nm",
         array=SimpleNamespace(
-            count=8, rows=128, columns=128, preload="double_buffered", dataflow="ws", formats={"bf16": 1, "int8": 2}
+            count=8, rows=128, columns=128, preload="double_buffered", dataflow="ws", formats={"bf16": 1, "int8": 2},
+            unit="plain",
         ),
         scratchpad=SimpleNamespace(capacity=8 << 20),
         accumulator=SimpleNamespace(capacity=2 << 20),
