@@ -53,23 +53,21 @@ def read_sparse_result(folder: str | Path) -> dict[str, Any]:
 def speedup(data: dict[str, Any]) -> Figure:
     """Speedup over dense operands against sparsity with the ideal line; below, each point's time by what it goes to."""
     points = sorted(data["points"], key=lambda p: p["sparsity"])
-    sparsity = [100 * p["sparsity"] for p in points]
-    labels = [_label(p) for p in points]
-    with figure(5.2) as drawn:
-        top, bottom = drawn.subplots(2, 1, height_ratios=(3, 2))
-        top.plot(sparsity, [p["ideal_speedup"] for p in points], color=GREY, linestyle="--", label="ideal")
+    places = range(len(points))
+    with figure(5.4) as drawn:
+        top, bottom = drawn.subplots(2, 1, height_ratios=(3, 2), sharex=True)
         reached = [p["speedup"] for p in points]
-        top.plot(sparsity, reached, color=BLACK, marker="o", markersize=3.5, label="this machine")
-        for p in points:
-            top.annotate(
-                f"{p['speedup']:.2f}", (100 * p["sparsity"], p["speedup"]), textcoords="offset points", xytext=(0, -10),
-                ha="center", fontsize=6.5,
-            )  # fmt: skip
+        top.plot(places, [p["ideal_speedup"] for p in points], color=GREY, linestyle="--", marker=".", label="ideal")
+        top.plot(places, reached, color=BLACK, marker="o", markersize=3.5, label="this machine")
+        for place, value in zip(places, reached, strict=True):
+            top.annotate(f"{value:.2f}", (place, value), textcoords="offset points", xytext=(5, -9), fontsize=6.5)
         most = max(p["ideal_speedup"] for p in points)
         if most > 8:
             top.set_yscale("log", base=2)
             top.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        top.set_xlabel("products skipped (%)")
+            top.set_ylim(bottom=0.7 * min(reached))
+        else:
+            top.set_ylim(bottom=0)
         top.set_ylabel("speedup over dense operands")
         size = f"{data['m']} x {data['k']} times {data['k']} x {data['n']}"
         top.set_title(f"{data['hardware']}: {size}, operands in {data['operands']}", loc="left")
@@ -77,16 +75,21 @@ def speedup(data: dict[str, Any]) -> Figure:
         bottoms = [0.0] * len(points)
         for name, (text, colour) in PARTS.items():
             shares = [p[name] / p["cycles"] * 100 for p in points]
-            if name != "ideal" and not any(shares):
+            if name != "ideal" and max(shares) < VISIBLE:
                 continue
-            bottom.bar(range(len(points)), shares, bottom=bottoms, color=colour, label=text, width=0.7)
+            bottom.bar(places, shares, bottom=bottoms, color=colour, label=text, width=0.7)
             bottoms = [b + s for b, s in zip(bottoms, shares, strict=True)]
-        bottom.set_xticks(range(len(points)), labels, rotation=30 if max(map(len, labels)) > 6 else 0, ha="center")
+        bottom.set_xticks(places, [f"{_label(p)}\n{100 * p['sparsity']:.3g} %" for p in points], fontsize=6.5)
+        bottom.set_xlabel("pattern, and products that it leaves out")
         bottom.set_ylabel("share of the time (%)")
         bottom.set_ylim(0, 100)
-        bottom.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="time goes to")
+        bottom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=3)
         drawn.tight_layout()
     return drawn
+
+
+VISIBLE = 0.05
+"""Per cent of the time from which a part is drawn."""
 
 
 def _label(point: dict[str, Any]) -> str:
