@@ -100,9 +100,10 @@ def test_sparser_than_the_machine_supports_is_refused():
 def test_a_mask_that_breaks_the_pattern_is_shown_where():
     weights = mask(nm(2, 4), (64, 32))
     weights[8:11, 5] = True
-    with pytest.raises(ConfigError, match=r"keeps [34] weights at positions 8 to 11 of column 5, but .* at most 2 of 4"):
+    with pytest.raises(ConfigError, match=r"keeps [34] weights at positions 8 to 11 of column 5, .* at most 2 of 4"):
         matmul_cost(SAT, 16, 32, 64, weights)
-    assert matmul_cost(SAT, 16, 32, 64, mask(nm(2, 8), (64, 32))).cycles == matmul_cost(SAT, 16, 32, 64, nm(2, 8)).cycles
+    by_mask = matmul_cost(SAT, 16, 32, 64, mask(nm(2, 8), (64, 32)))
+    assert by_mask.cycles == matmul_cost(SAT, 16, 32, 64, nm(2, 8)).cycles
 
 
 def test_the_shared_memory_limits_beyond_2_4_by_itself():
@@ -149,14 +150,17 @@ def dual_ratio(a, b, size=512):
 # Sparseloop's own model of DSTC (fig. 13 of its artifact), normalised to dense.
 @pytest.mark.parametrize(
     ("a", "b", "modelled"),
-    [(0.9, 1, 0.90), (0.7, 1, 0.72), (0.5, 1, 0.54), (0.3, 1, 0.36), (0.9, 0.4, 0.48), (0.7, 0.4, 0.38), (0.5, 0.4, 0.29)],
-)
+    [(0.9, 1, 0.90), (0.7, 1, 0.72), (0.5, 1, 0.54), (0.3, 1, 0.36), (0.9, 0.4, 0.48), (0.7, 0.4, 0.38),
+     (0.5, 0.4, 0.29)],
+)  # fmt: skip
 def test_the_dual_sided_curve_is_sparseloops(a, b, modelled):
     assert dual_ratio(a, b) == pytest.approx(modelled, rel=0.05)
 
 
 # What was measured on DSTC; at low densities its fixed costs are not part of the description.
-@pytest.mark.parametrize(("a", "b", "measured"), [(0.9, 1, 0.905), (0.7, 1, 0.717), (0.9, 0.4, 0.50), (0.7, 0.4, 0.396)])
+@pytest.mark.parametrize(
+    ("a", "b", "measured"), [(0.9, 1, 0.905), (0.7, 1, 0.717), (0.9, 0.4, 0.50), (0.7, 0.4, 0.396)]
+)
 def test_the_dual_sided_curve_is_near_the_measured_one_where_density_is_high(a, b, measured):
     assert dual_ratio(a, b) == pytest.approx(measured, rel=0.05)
 
@@ -169,7 +173,7 @@ def test_dual_steps_by_hand_and_in_the_mean():
     assert cost.detail["steps"] == 2 * 1  # nine entries are two units of eight, sixteen one of sixteen
     assert cost.parts["array"] == 2
     assert cost.effective_macs == 144
-    drawn = counts.quanta(mask(Pattern("random", 0.3), (512, 400)), 32, 8)
+    drawn = counts.quanta_rows(mask(Pattern("random", 0.3), (512, 400)), 32, 8)
     assert drawn.mean() == pytest.approx(mean_steps(32, 8, 0.3), rel=0.01)
     assert mean_steps(32, 8, 1) == 4
 
@@ -243,6 +247,18 @@ def test_gathered_positions_are_a_union_over_the_chunk():
     assert cost.detail["folds"] == 3
     assert cost.macs == (40 * 2 + 1 * 2) * 32
     assert cost.effective_macs == int(active.sum()) * 32
+
+
+@pytest.mark.kernels
+@given(rows=st.integers(1, 70), columns=st.integers(1, 70), group=st.integers(1, 9), block=st.integers(1, 5))
+def test_counting_along_either_axis_agrees(rows, columns, group, block):
+    drawn = mask(Pattern("random", 0.2), (rows, columns))
+    turned = counts.transposed(drawn)
+    assert (turned == drawn.T).all()
+    assert (counts.active_columns(drawn, group, block) == counts.active_rows(turned, group, block)).all()
+    assert (counts.quanta_columns(drawn, group, block) == counts.quanta_rows(turned, group, block)).all()
+    for a, b in zip(counts.compressed_columns(drawn), counts.compressed(turned), strict=True):
+        assert (a == b).all()
 
 
 def test_whole_blocks_of_weights_drop_out_for_all_tokens():
@@ -349,3 +365,19 @@ def test_updates_hide_beside_the_array_only_when_interleaved():
     assert shown.update == max(weights // 32, moved)
     with pytest.raises(ConfigError, match="no update engine"):
         training_step(S4, gemm, nm(2, 8))
+
+
+def test_a_converter_stands_between_two_formats():
+    machine = load_hardware("edge-gustavson")
+    left = mask(Pattern("random", 0.25), (64, 96), 1)
+    held = int(left.sum())
+    own = matmul_cost(machine, 64, 16, 96, DENSE, left)
+    assert own.parts["converter"] == 0
+    # CSC to CSR: entries and line pointers read twice, as the rows are counted first; 32 entries a cycle.
+    turned = matmul_cost(machine, 64, 16, 96, DENSE, left, produced_as="csc")
+    assert turned.parts["converter"] == math.ceil(2 * (held + 64) / 32)
+    assert matmul_cost(machine, 64, 16, 96, DENSE, left, produced_as="dense").parts["converter"] == 64 * 96 // 32
+    with pytest.raises(ConfigError, match=r"come as csr, but sigma-like reads bitmap and has no converter"):
+        matmul_cost(load_hardware("sigma-like"), 64, 16, 96, DENSE, left, produced_as="csr")
+    with pytest.raises(ConfigError, match=r"unknown storage format 'cssr', nearest is 'csr'"):
+        matmul_cost(machine, 64, 16, 96, DENSE, left, produced_as="cssr")

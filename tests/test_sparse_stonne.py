@@ -14,8 +14,8 @@ from stonne_masks import glibc_rand, stonne_masks
 
 from sim.hardware import load_hardware
 from sim.kernels import sparse_flexible as kernel
-from sim.sparse.cost import cost_of, matmul_cost
 from sim.sparse.case import case
+from sim.sparse.cost import cost_of, matmul_cost
 from sim.sparse.flexible import mesh_cycles
 
 with (Path(__file__).parent / "data" / "stonne.csv").open(encoding="utf-8", newline="") as _file:

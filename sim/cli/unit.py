@@ -147,6 +147,9 @@ def sparse(
     epilogue: Annotated[
         str | None, typer.Option(help="Vector function on every result, beside the array: gelu, silu, ...")
     ] = None,
+    produced_as: Annotated[
+        str | None, typer.Option(help="Storage format in which the activations arrive, if a converter must turn them.")
+    ] = None,
     operands: Annotated[
         str, typer.Option(help="scratchpad: all on chip; dram: every operand read once, the result written.")
     ] = "scratchpad",
@@ -179,7 +182,7 @@ def sparse(
     else:
         result = run(
             hardware, m, n, k, weights=weights, activations=activations, seed=seed, formats=formats,
-            epilogue=epilogue, operands=operands, overrides=overrides, training=training,
+            epilogue=epilogue, produced_as=produced_as, operands=operands, overrides=overrides, training=training,
         )  # fmt: skip
     if json:
         print_json(result)

@@ -165,15 +165,34 @@ def folds(counts, sizes, lanes, panel):
 
 
 @kernel
-def active_words(mask, group):
-    """Positions with a non-zero in any of `group` neighbouring rows, as bits: uint64[ceil(rows / group), words]."""
+def active_rows(mask, group, block):
+    """Blocks of columns with a non-zero in any of `group` neighbouring rows, as bits: uint64[groups, words]."""
     rows, columns = mask.shape
-    words = np.zeros(((rows + group - 1) // group, (columns + 63) // 64), np.uint64)
+    blocks = (columns + block - 1) // block
+    words = np.zeros(((rows + group - 1) // group, (blocks + 63) // 64), np.uint64)
     for i in range(rows):
         g = i // group
         for j in range(columns):
             if mask[i, j]:
-                words[g, j >> 6] |= np.uint64(1) << np.uint64(j & 63)
+                b = j // block
+                words[g, b >> 6] |= np.uint64(1) << np.uint64(b & 63)
+    return words
+
+
+@kernel
+def active_columns(mask, group, block):
+    """As `active_rows` with the axes swapped: blocks of rows with a non-zero in any of `group` columns."""
+    rows, columns = mask.shape
+    blocks = (rows + block - 1) // block
+    words = np.zeros(((columns + group - 1) // group, (blocks + 63) // 64), np.uint64)
+    for i in range(rows):
+        b = i // block
+        bit = np.uint64(1) << np.uint64(b & 63)
+        for g in range(words.shape[0]):
+            for j in range(g * group, min(columns, (g + 1) * group)):
+                if mask[i, j]:
+                    words[g, b >> 6] |= bit
+                    break
     return words
 
 
@@ -202,7 +221,7 @@ def shared_positions(left, right):
 
 
 @kernel
-def quanta(mask, tile, quantum):
+def quanta_rows(mask, tile, quantum):
     """For each tile of `tile` rows and each column, its non-zeros in units of `quantum`, rounded up: int32[tiles,
     columns]."""
     rows, columns = mask.shape
@@ -214,6 +233,20 @@ def quanta(mask, tile, quantum):
     for t in range(counts.shape[0]):
         for j in range(columns):
             counts[t, j] = (counts[t, j] + quantum - 1) // quantum
+    return counts
+
+
+@kernel
+def quanta_columns(mask, tile, quantum):
+    """As `quanta_rows` with the axes swapped: tiles of columns, int32[tiles, rows]."""
+    rows, columns = mask.shape
+    counts = np.zeros(((columns + tile - 1) // tile, rows), np.int32)
+    for i in range(rows):
+        for t in range(counts.shape[0]):
+            total = np.int64(0)
+            for j in range(t * tile, min(columns, (t + 1) * tile)):
+                total += mask[i, j]
+            counts[t, i] = (total + quantum - 1) // quantum
     return counts
 
 

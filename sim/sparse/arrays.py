@@ -156,12 +156,12 @@ def gather(case: Case) -> EngineWork:
     predicted = _predictor_cycles(case)
     if not case.skip or (case.weights.is_dense and case.activations.is_dense):
         return _dense(case)
-    from sim.kernels.sparse_counts import active_words, shared_positions
+    from sim.kernels.sparse_counts import active_columns, active_rows, shared_positions
 
     array, lanes = all_arrays(case.machine), lanes_of(case)
     chunk = case.m if case.activations.is_dense else min(case.m, engine.chunk)
-    by_panel = active_words(_blocked(case.weights.by_line, engine.block), array.columns)
-    by_chunk = active_words(_blocked(case.activations.by_line, engine.block), chunk)
+    by_panel = active_columns(case.weights.mask, array.columns, engine.block)
+    by_chunk = active_rows(case.activations.mask, chunk, engine.block)
     shared = shared_positions(by_chunk, by_panel) * engine.block
     shared = np.minimum(shared, case.k)
     folds = -(-shared // lanes)
@@ -199,13 +199,6 @@ def gather(case: Case) -> EngineWork:
             "folds": int(folds.sum()),
         },
     )
-
-
-def _blocked(mask: NDArray[np.bool_], block: int) -> NDArray[np.bool_]:
-    """Whether each block of positions of a line (axis 1) keeps anything."""
-    if block == 1:
-        return mask
-    return np.ascontiguousarray(np.logical_or.reduceat(mask, np.arange(0, mask.shape[1], block), axis=1))
 
 
 def _predictor_cycles(case: Case) -> int:

@@ -7,17 +7,18 @@ operands, metadata and imbalance out. Nothing here depends on time or order, so 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sim.cost import vector_cycles
-from sim.errors import ConfigError
+from sim.errors import ConfigError, not_among
 from sim.sparse import arrays, dual, flexible, unstructured
 from sim.sparse.arrays import encoding_of
 from sim.sparse.case import Case, EngineWork, case
 from sim.sparse.pattern import DENSE, Mask, Pattern
+from sim.sparse.storage import NAMES, conversion_cycles, order_changes
 from workloads.formats import format_bits
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ ENGINES: dict[str, Callable[[Case], EngineWork]] = {
 class SparseCost:
     """Cost of one matmul. Times in cycles of the machine's clock; bytes are those of one pass from or to memory.
 
-    parts: cycles that the array, the scratchpad, the metadata decoders, the vector units and the DRAM would each take
-    alone. `value_parts`: the same without metadata. The slowest one is the time, as all run at once.
+    parts: cycles that the array, the scratchpad, the metadata decoders, the format converter, the vector units and the
+    DRAM would each take alone. `value_parts`: the same without metadata. The slowest one is the time: all run at once.
     """
 
     parts: dict[str, int]
@@ -90,21 +91,25 @@ def matmul_cost(
     activation_format: str | None = None,
     result_format: str | None = None,
     epilogue: str | None = None,
+    produced_as: str | None = None,
     seed: int = 0,
 ) -> SparseCost:
     """Cost of activations (M x K) times weights (K x N) on the machine's sparse engine.
 
     weights, activations: a Pattern, or a bool mask of shape (K, N) and (M, K). Formats default to the first of the
-    machine's arrays. epilogue: a vector function on every result (`gelu`, ...), run beside the array. Raises
-    ConfigError for a machine without `sparse`, and for patterns, masks or formats that it doesn't take.
+    machine's arrays. epilogue: a vector function on every result (`gelu`, ...), run beside the array. produced_as: the
+    storage format in which the activations arrive, if not the engine's own; a converter turns them. Raises ConfigError
+    for a machine without `sparse`, and for patterns, masks or formats that it doesn't take.
     """
     if machine.sparse is None:
         raise ConfigError(f"{machine.name} has no section 'sparse', so it has no sparse engine", key="sparse")
     made = case(machine, m, n, k, weights, activations, weight_format, activation_format, seed)
-    return cost_of(made, result_format, epilogue)
+    return cost_of(made, result_format, epilogue, produced_as)
 
 
-def cost_of(made: Case, result_format: str | None = None, epilogue: str | None = None) -> SparseCost:
+def cost_of(
+    made: Case, result_format: str | None = None, epilogue: str | None = None, produced_as: str | None = None
+) -> SparseCost:
     """Cost of a Case that is already built."""
     machine = made.machine
     assert machine.sparse is not None
@@ -128,10 +133,12 @@ def cost_of(made: Case, result_format: str | None = None, epilogue: str | None =
         "array": work.cycles,
         "scratchpad": together,
         "metadata": decode,
+        "converter": _conversion(made, produced_as),
         "vector": vector,
         "dram": _dram_cycles(machine, moved),
     }
-    value_parts = parts | {"scratchpad": values, "metadata": 0, "dram": _dram_cycles(machine, moved - metadata)}
+    value_parts = parts | {"scratchpad": values, "metadata": 0, "converter": 0}
+    value_parts["dram"] = _dram_cycles(machine, moved - metadata)
     return SparseCost(
         parts=parts,
         value_parts=value_parts,
@@ -145,6 +152,26 @@ def cost_of(made: Case, result_format: str | None = None, epilogue: str | None =
         metadata_bytes=metadata,
         detail=work.detail,
     )
+
+
+def _conversion(made: Case, produced_as: str | None) -> int:
+    """Cycles to turn the activations from the format they were produced in to the one that the engine reads."""
+    side, machine = made.activations, made.machine
+    target = encoding_of(made, side)
+    if produced_as is None or side.is_dense or produced_as == target.name:
+        return 0
+    if produced_as not in NAMES:
+        raise ConfigError(not_among("storage format", produced_as, NAMES))
+    assert machine.sparse is not None
+    rate = machine.sparse.convert_entries_per_cycle
+    if rate is None:
+        raise ConfigError(
+            f"activations come as {produced_as}, but {machine.name} reads {target.name} and has no converter",
+            key="sparse.convert_entries_per_cycle",
+        )
+    source = side.stored(replace(target, name=produced_as))
+    turned = order_changes(produced_as, target.name)
+    return conversion_cycles(source, side.stored(target), made.m * made.k, rate * machine.cores, turned)
 
 
 def _scratchpad(machine: Hardware) -> tuple[int, int]:

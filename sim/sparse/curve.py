@@ -57,7 +57,7 @@ def losses(made: Case, cost: SparseCost, dense_cycles: int, with_dram: bool) -> 
     uneven = min(array - ideal, round(array * (1 - 1 / cost.imbalance)))
     moving = ("scratchpad", "dram") if with_dram else ("scratchpad",)
     values = max(array, *(cost.value_parts[name] for name in moving))
-    everything = max(values, cost.parts["metadata"], *(cost.parts[name] for name in moving))
+    everything = max(values, *(cost.parts[name] for name in ("metadata", "converter", *moving)))
     return {
         "ideal": ideal,
         "imbalance": uneven,

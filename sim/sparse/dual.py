@@ -29,12 +29,13 @@ def dual(case: Case) -> EngineWork:
         for side, tile, quantum in zip(sides, engine.tile, engine.quantum, strict=True)
     ]
     products = case.effective_macs if case.skip else case.m * case.n * case.k
-    # A tile pair's steps are sums of products of small integers: exact in float64, which has a fast product.
-    loads = np.rint(steps[0].astype(np.float64) @ steps[1].T.astype(np.float64)).astype(np.int64).ravel()
-    from sim.kernels.sparse_counts import GREEDY, assign
+    total = busiest = int(steps[0].sum(axis=0, dtype=np.int64) @ steps[1].sum(axis=0, dtype=np.int64))
+    if units > 1:
+        from sim.kernels.sparse_counts import GREEDY, assign
 
-    shared = assign(loads, units, GREEDY)
-    busiest, total = int(shared.max()), int(loads.sum())
+        # A pair of tiles takes sums of products of small integers: exact in float64, which has a fast product.
+        loads = np.rint(steps[0].astype(np.float64) @ steps[1].T.astype(np.float64)).astype(np.int64).ravel()
+        busiest = int(assign(loads, units, GREEDY).max())
     sums = -(-products // (engine.accumulate_per_cycle * units))
     cycles = max(busiest, sums)
     slots = engine.quantum[0] * engine.quantum[1] * units
@@ -54,13 +55,14 @@ def dual(case: Case) -> EngineWork:
 
 def _steps(side: Side, tile: int, quantum: int, skip: bool) -> NDArray[np.int32]:
     """For each tile of output lines and each position of K, the kept entries in units of `quantum`, rounded up."""
-    from sim.kernels.sparse_counts import quanta
+    from sim.kernels.sparse_counts import quanta_columns, quanta_rows
 
     lines, depth = side.shape[1 - side.along], side.shape[side.along]
     if side.is_dense or not skip:
         extents = np.minimum(tile, lines - tile * np.arange(-(-lines // tile)))
         return np.repeat(-(-extents // quantum)[:, None], depth, axis=1).astype(np.int32)
-    found: NDArray[np.int32] = quanta(side.by_line, tile, quantum)
+    counted = (quanta_rows if side.along == 1 else quanta_columns)(side.mask, tile, quantum)
+    found: NDArray[np.int32] = counted
     return found
 
 

@@ -59,6 +59,9 @@ class _Engine(Strict):
     metadata_bytes_per_cycle: Positive | None = Field(
         default=None, description="metadata has a scratchpad port of its own of this width; default: the common one"
     )
+    convert_entries_per_cycle: Positive | None = Field(
+        default=None, description="entries of a storage format that the converter finishes in a cycle; default: none"
+    )
     predictor: Predictor | None = None
     update: Update | None = None
 

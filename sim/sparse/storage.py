@@ -108,17 +108,14 @@ def expected_run_entries(shape: tuple[int, int], density: float, run_bits: int) 
     return round(values * (1 + overlong / (1 - overlong))) if overlong < 1 else 0
 
 
-def conversion_cycles(source: Stored, target: Stored, entries_per_cycle: int, order_changes: bool) -> int:
-    """Cycles of a converter between a producer's and a consumer's format.
+def conversion_cycles(source: Stored, target: Stored, size: int, entries_per_cycle: int, turned: bool) -> int:
+    """Cycles of a converter between a producer's and a consumer's format of a matrix with `size` elements.
 
-    It reads every entry of one and writes every entry of the other, at `entries_per_cycle` each way, together; where
-    the order changes (CSR to CSC, rows to columns) it counts the lines in a pass of its own first.
+    It reads every entry of one while it writes every entry of the other; a dense matrix has its elements for entries.
+    Where the order changes from rows to columns (`turned`) it counts the lines in a pass of its own first.
     """
-    if source == target and not order_changes:
-        return 0
-    passes = 2 if order_changes else 1
-    reading = passes * -(-max(source.entries, 1) // entries_per_cycle)
-    return max(reading, -(-max(target.entries, 1) // entries_per_cycle))
+    reading = (source.entries or size) * (2 if turned else 1)
+    return -(-max(reading, target.entries or size) // entries_per_cycle)
 
 
 BY_COLUMNS = ("csc", "n:m")

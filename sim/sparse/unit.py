@@ -28,6 +28,7 @@ def run(
     seed: int = 0,
     formats: tuple[str | None, str | None] = (None, None),
     epilogue: str | None = None,
+    produced_as: str | None = None,
     operands: str = "scratchpad",
     overrides: dict[str, Any] | None = None,
     training: bool = False,
@@ -35,7 +36,8 @@ def run(
     """The report of one matmul: cycles and speedup, useful work, metadata, imbalance, and what bounds it.
 
     formats: of activations and weights. operands: `scratchpad` counts cycles with everything on chip, `dram` reads
-    every operand once and writes the result. training: forward, both gradients and the update. Raises ConfigError.
+    every operand once and writes the result. produced_as: storage format in which the activations arrive. training:
+    forward, both gradients and the update. Raises ConfigError.
     """
     machine = sparse_machine(hardware, overrides)
     if operands not in OPERANDS:
@@ -44,7 +46,7 @@ def run(
     if training:
         return _training(machine, m, n, k, w, formats[1])
     made = case(machine, m, n, k, w, a, formats[1], formats[0], seed)
-    cost = cost_of(made, epilogue=epilogue)
+    cost = cost_of(made, epilogue=epilogue, produced_as=produced_as)
     dense = cost_of(made.dense(), epilogue=epilogue)
     with_dram = operands == "dram"
     cycles, dense_cycles = ((c.streamed_cycles if with_dram else c.cycles) for c in (cost, dense))
