@@ -229,6 +229,7 @@ def test_work_queues(policy, expected):
 
 
 @pytest.mark.kernels
+@settings(deadline=None)
 @given(loads=st.lists(st.integers(0, 50), min_size=1, max_size=40), workers=st.integers(1, 9))
 def test_a_shared_queue_is_never_worse_than_twice_the_mean_and_the_longest(loads, workers):
     for policy in (counts.STATIC, counts.ROUND_ROBIN, counts.GREEDY):
@@ -250,6 +251,7 @@ def test_gathered_positions_are_a_union_over_the_chunk():
 
 
 @pytest.mark.kernels
+@settings(deadline=None)
 @given(rows=st.integers(1, 70), columns=st.integers(1, 70), group=st.integers(1, 9), block=st.integers(1, 5))
 def test_counting_along_either_axis_agrees(rows, columns, group, block):
     drawn = mask(Pattern("random", 0.2), (rows, columns))

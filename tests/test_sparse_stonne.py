@@ -144,6 +144,7 @@ def test_a_line_ends_as_if_its_results_were_queued_one_by_one(groups, vectors):
 
 
 @pytest.mark.kernels
+@settings(deadline=None)
 @given(depth=st.integers(1, 6), ends=st.tuples(st.integers(0, 63), st.integers(0, 63)))
 def test_groups_meet_in_the_tree(depth, ends):
     leaves = 1 << depth

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.arithmetic import load_unit, unit_factors
@@ -50,6 +50,7 @@ def test_long_runs_take_stored_zeros():
     assert measure(Encoding("run_length", run_bits=2), row, EIGHT).entries == 3
 
 
+@settings(deadline=None)
 @given(
     rows=st.integers(1, 12), columns=st.integers(1, 40), density=st.floats(0.05, 1), bits=st.integers(1, 4),
     seed=st.integers(0, 9),
@@ -90,6 +91,7 @@ def test_conversion_reads_one_side_while_it_writes_the_other():
     assert conversion_cycles(csr, bitmap, 20, 4, True) == 5
 
 
+@settings(deadline=None)
 @given(
     ratio=st.sampled_from([(1, 2), (2, 4), (1, 4), (2, 8), (4, 16)]),
     groups=st.integers(1, 9),

@@ -61,8 +61,11 @@ def _steps(side: Side, tile: int, quantum: int, skip: bool) -> NDArray[np.int32]
     if side.is_dense or not skip:
         extents = np.minimum(tile, lines - tile * np.arange(-(-lines // tile)))
         return np.repeat(-(-extents // quantum)[:, None], depth, axis=1).astype(np.int32)
-    counted = (quanta_rows if side.along == 1 else quanta_columns)(side.mask, tile, quantum)
-    found: NDArray[np.int32] = counted
+    found: NDArray[np.int32]
+    if side.along == 1:
+        found = quanta_rows(side.mask, tile, quantum)
+    else:
+        found = quanta_columns(side.mask, tile, quantum)
     return found
 
 
