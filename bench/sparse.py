@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench._measure import ROOT, best
-from sim.hardware import Hardware, load_hardware
+from sim.hardware import Hardware
+from sim.kinds import load_hardware
 from sim.sparse.case import case
 from sim.sparse.cost import cost_of
 from sim.sparse.flexible import mesh_cycles

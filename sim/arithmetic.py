@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,10 +16,7 @@ from sim.catalog import find, is_path, names
 from sim.config import build, load_yaml
 from sim.document import Document
 from sim.errors import ConfigError, not_among
-from sim.strict import Positive, Strict
-
-if TYPE_CHECKING:
-    from sim.hardware import Array
+from sim.machine import Chip, Positive, Strict
 
 PLAIN = "plain"
 
@@ -66,21 +63,21 @@ class ArithmeticUnit(Strict):
 def load_unit(name_or_path: str) -> tuple[ArithmeticUnit, Document]:
     """A unit that ships (`en_t`) or a YAML file, with the document that knows its sources. Raises ConfigError."""
     if not is_path(name_or_path) and name_or_path not in names("unit"):
-        raise ConfigError(not_among("arithmetic unit", name_or_path, [PLAIN, *names("unit")]), key="array.unit")
+        raise ConfigError(not_among("arithmetic unit", name_or_path, [PLAIN, *names("unit")]))
     document = load_yaml(find("unit", name_or_path))
     return build(ArithmeticUnit, document), document
 
 
-def unit_factors(array: Array, number_format: str) -> tuple[float, float, str]:
-    """(energy factor, area factor, what to say about it) of the array's units for a format; (1, 1, "") for plain ones.
+def unit_factors(chip: Chip, number_format: str) -> tuple[float, float, str]:
+    """(energy factor, area factor, what to say about it) of a chip's units for a format; (1, 1, "") for plain ones.
 
     Formats that the unit isn't built for keep plain multipliers.
     """
-    if array.unit == PLAIN:
+    if chip.unit == PLAIN:
         return 1.0, 1.0, ""
-    unit, document = load_unit(array.unit)
+    unit, document = load_unit(chip.unit)
     if number_format.partition("*")[0] not in unit.formats:
         return 1.0, 1.0, ""
-    energy, area = unit.factors(array.rows * array.columns)
+    energy, area = unit.factors(chip.array_lanes)
     source = document.source_of("points.0.energy") or "no source given"
     return energy, area, f"{unit.name}, energy x {energy:.3f}: {source}"

@@ -24,7 +24,7 @@ from sim.passes import MemoryCounts, PassResult
 from sim.tiers import tier_document
 
 if TYPE_CHECKING:
-    from sim.hardware import Array, Hardware
+    from sim.machine import Chip, Machine
 
 MIB = 2**20
 
@@ -42,12 +42,12 @@ class OnChipRates:
     scratchpad_bytes: int
     sram_bytes: int
     lanes: int
-    array: Array
+    chip: Chip
 
     def mac_pj(self, number_format: str) -> tuple[str, float, str]:
-        """(entry's key, picojoules of a multiply-accumulate on the array's kind of unit, remark) for a format."""
+        """(entry's key, picojoules of a multiply-accumulate on the chip's kind of unit, remark) for a format."""
         key, cost = mac_cost(self.table, number_format)
-        factor, _, remark = unit_factors(self.array, number_format)
+        factor, _, remark = unit_factors(self.chip, number_format)
         return key, cost.energy * factor, remark
 
     @property
@@ -56,10 +56,11 @@ class OnChipRates:
         return self.table.leakage.sram_per_mib * self.sram_bytes / MIB, self.table.leakage.mac_lane * self.lanes
 
 
-def on_chip_rates(machine: Hardware) -> OnChipRates:
+def on_chip_rates(machine: Machine) -> OnChipRates:
     """The rates of the table that `machine.energy` names, for the machine's sizes. Raises ConfigError."""
     table, document = load_table(machine.energy.table)
-    read, write = table.sram.access_pj_per_byte(machine.scratchpad.capacity)
+    chip = machine.chip
+    read, write = table.sram.access_pj_per_byte(chip.sram_access_bytes)
     return OnChipRates(
         table=table,
         document=document,
@@ -67,10 +68,10 @@ def on_chip_rates(machine: Hardware) -> OnChipRates:
         sram_write_pj_per_byte=write,
         wire_pj_per_byte=8 * table.wire.energy * machine.energy.wire_length,
         wire_mm=machine.energy.wire_length,
-        scratchpad_bytes=machine.scratchpad.capacity,
-        sram_bytes=machine.cores * (machine.scratchpad.capacity + machine.accumulator.capacity),
-        lanes=machine.cores * machine.array.count * machine.array.rows * machine.array.columns,
-        array=machine.array,
+        scratchpad_bytes=chip.sram_access_bytes,
+        sram_bytes=chip.sram_bytes,
+        lanes=chip.lanes,
+        chip=chip,
     )
 
 
@@ -163,7 +164,7 @@ def on_chip_rows(rates: OnChipRates, macs: Mapping[str, int], work: Mapping[str,
 
 
 def energy_rows(
-    machine: Hardware, passes: Sequence[PassResult], work: Sequence[Mapping[str, NDArray[np.int64]]] | None = None
+    machine: Machine, passes: Sequence[PassResult], work: Sequence[Mapping[str, NDArray[np.int64]]] | None = None
 ) -> list[EnergyRow]:
     """Every row of the energy of a run, in the order of COMPONENTS; rows without events are left out.
 
@@ -187,7 +188,7 @@ def energy_rows(
     return sorted(rows, key=lambda row: COMPONENTS.index(row.component))
 
 
-def link_rows(machine: Hardware, passes: Sequence[PassResult]) -> list[EnergyRow]:
+def link_rows(machine: Machine, passes: Sequence[PassResult]) -> list[EnergyRow]:
     """Rows of further memories: for every bit moved the link, and the memory's side by direction."""
     bits: dict[tuple[str, bool], int] = {}
     for result in passes:
@@ -225,7 +226,7 @@ def _link_bits(result: PassResult) -> dict[tuple[str, bool], NDArray[np.int64]]:
     return found
 
 
-def _link_pj(machine: Hardware, result: PassResult) -> NDArray[np.float64]:
+def _link_pj(machine: Machine, result: PassResult) -> NDArray[np.float64]:
     """Picojoules of each operator's transfers."""
     total = np.zeros(len(result.ops))
     for (name, read), bits in _link_bits(result).items():
@@ -274,7 +275,7 @@ def total_counts(passes: Sequence[PassResult]) -> MemoryCounts:
 
 
 def operator_energy_j(
-    machine: Hardware,
+    machine: Machine,
     passes: Sequence[PassResult],
     work: Sequence[Mapping[str, NDArray[np.int64]]],
     rows: Sequence[EnergyRow],

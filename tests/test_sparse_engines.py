@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from training_sets import encoder, resnet18
 
 from sim.errors import ConfigError
-from sim.hardware import load_hardware
 from sim.kernels import sparse_counts as counts
+from sim.kinds import load_hardware
 from sim.sparse.arrays import fold_mask, structured_closed
 from sim.sparse.case import case
 from sim.sparse.cost import cost_of, matmul_cost
@@ -383,3 +383,12 @@ def test_a_converter_stands_between_two_formats():
         matmul_cost(load_hardware("sigma-like"), 64, 16, 96, DENSE, left, produced_as="csr")
     with pytest.raises(ConfigError, match=r"unknown storage format 'cssr', nearest is 'csr'"):
         matmul_cost(machine, 64, 16, 96, DENSE, left, produced_as="cssr")
+
+
+@pytest.mark.parametrize("name", ["sigma-like", "edge-gustavson", "edge-outer", "dstc-like", "edge-intersect"])
+def test_a_matrix_of_zeros_costs_only_its_result(name):
+    cost = matmul_cost(load_hardware(name), 8, 16, 32, np.zeros((32, 16), np.bool_))
+    assert cost.effective_macs == 0
+    assert cost.cycles >= 1
+    assert cost.imbalance == 1
+    assert cost.utilization == 0

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stonne_masks import glibc_rand, stonne_masks
 
-from sim.hardware import load_hardware
 from sim.kernels import sparse_flexible as kernel
+from sim.kinds import load_hardware
 from sim.sparse.case import case
 from sim.sparse.cost import cost_of, matmul_cost
 from sim.sparse.flexible import mesh_cycles

@@ -13,7 +13,7 @@ from sim.arithmetic import load_unit, unit_factors
 from sim.energy import on_chip_rates
 from sim.energy_tables import load_table, mac_cost
 from sim.errors import ConfigError
-from sim.hardware import load_hardware
+from sim.kinds import load_hardware
 from sim.sparse import pattern as patterns
 from sim.sparse.pattern import Pattern, balanced, draw, nm, parse
 from sim.sparse.storage import Encoding, conversion_cycles, expected_run_entries, index_bits, measure, stored
@@ -244,8 +244,8 @@ def test_a_unit_changes_energy_only_of_the_formats_it_is_built_for():
     assert on_chip_rates(encoded).mac_pj("int8")[1] == pytest.approx(0.851 * on_chip_rates(plain).mac_pj("int8")[1])
     assert on_chip_rates(encoded).mac_pj("fp16")[1] == on_chip_rates(plain).mac_pj("fp16")[1]
     rough = load_hardware("npu-hbm2", {"array.unit": "approx_norm"})
-    assert unit_factors(rough.array, "bf16")[:2] == (0.87, 0.84)
-    assert unit_factors(rough.array, "fp16")[:2] == (1, 1)
+    assert unit_factors(rough.chip, "bf16")[:2] == (0.87, 0.84)
+    assert unit_factors(rough.chip, "fp16")[:2] == (1, 1)
     with pytest.raises(ConfigError, match=r"array.unit: unknown arithmetic unit 'ent', nearest is 'en_t'"):
         load_hardware("npu-hbm2", {"array.unit": "ent"})
 

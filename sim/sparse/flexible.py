@@ -45,7 +45,7 @@ def flexible(case: Case) -> EngineWork:
         cycles=cycles,
         slots=cycles * engine.multipliers * cores,
         macs=int(counts[5]),
-        imbalance=int(counts[0]) * engine.multipliers / max(1, loads),
+        imbalance=max(1.0, int(counts[0]) * engine.multipliers / max(1, loads)),
         value_bits=loads * stationary.bits + (packages - loads) * stream.bits,
         metadata_bits=kept.metadata_bits + flags,
         entries=kept.entries,

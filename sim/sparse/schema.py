@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sim.strict import Positive, Strict
+from sim.machine import Positive, Strict
 
 StorageName = Literal["dense", "bitmap", "csr", "csc", "coordinate", "run_length", "n:m"]
 Assignment = Literal["static", "round_robin", "greedy"]

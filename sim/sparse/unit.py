@@ -8,7 +8,8 @@ from typing import Any
 from sim.arithmetic import unit_factors
 from sim.energy_tables import load_table, mac_cost
 from sim.errors import ConfigError, not_among
-from sim.hardware import Hardware, load_hardware
+from sim.hardware import Hardware
+from sim.kinds import load_hardware
 from sim.sparse.case import case
 from sim.sparse.cost import SparseCost, cost_of
 from sim.sparse.pattern import DENSE, Pattern, parse
@@ -81,10 +82,10 @@ def run(
 def sparse_machine(hardware: str | Path, overrides: dict[str, Any] | None = None) -> Hardware:
     """A machine that has a sparse engine. Raises ConfigError."""
     machine = load_hardware(hardware, overrides)
-    if machine.sparse is None:
+    if not isinstance(machine, Hardware) or machine.sparse is None:
         from sim.catalog import names
 
-        shipped = [name for name in names("hardware") if load_hardware(name).sparse is not None]
+        shipped = [name for name in names("hardware") if getattr(load_hardware(name), "sparse", None) is not None]
         raise ConfigError(
             f"{machine.name} has no section 'sparse', so it has no sparse engine; machines with one: "
             f"{', '.join(shipped)}"
@@ -110,7 +111,7 @@ def _arithmetic(machine: Hardware, cost: SparseCost, activation_format: str, wei
     table, _ = load_table(machine.energy.table)
     pair = f"{activation_format}*{weight_format}"
     key, mac = mac_cost(table, pair if pair in table.mac else activation_format)
-    energy, area, _ = unit_factors(machine.array, key)
+    energy, area, _ = unit_factors(machine.chip, key)
     each = mac.energy * energy + mac.register_bytes * table.register_.pipeline_per_byte
     array = machine.array
     units = machine.cores * array.count * array.rows * array.columns
