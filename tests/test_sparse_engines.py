@@ -16,7 +16,7 @@ from sim.kernels import sparse_counts as counts
 from sim.kinds import load_hardware
 from sim.sparse.arrays import fold_mask, structured_closed
 from sim.sparse.case import case
-from sim.sparse.cost import cost_of, matmul_cost
+from sim.sparse.cost import cost_of, matmul_cost, pattern_cost
 from sim.sparse.dual import mean_steps
 from sim.sparse.pattern import DENSE, Pattern, balanced, draw, nm
 from sim.sparse.training import training_cycles, training_step
@@ -375,14 +375,20 @@ def test_a_converter_stands_between_two_formats():
     held = int(left.sum())
     own = matmul_cost(machine, 64, 16, 96, DENSE, left)
     assert own.parts["converter"] == 0
-    # CSC to CSR: entries and line pointers read twice, as the rows are counted first; 32 entries a cycle.
+    # CSC to CSR: entries and 96 column pointers read twice, as the rows are counted first; 32 entries a cycle.
     turned = matmul_cost(machine, 64, 16, 96, DENSE, left, produced_as="csc")
-    assert turned.parts["converter"] == math.ceil(2 * (held + 64) / 32)
+    assert turned.parts["converter"] == math.ceil(2 * (held + 96) / 32)
     assert matmul_cost(machine, 64, 16, 96, DENSE, left, produced_as="dense").parts["converter"] == 64 * 96 // 32
     with pytest.raises(ConfigError, match=r"come as csr, but sigma-like reads bitmap and has no converter"):
         matmul_cost(load_hardware("sigma-like"), 64, 16, 96, DENSE, left, produced_as="csr")
     with pytest.raises(ConfigError, match=r"unknown storage format 'cssr', nearest is 'csr'"):
         matmul_cost(machine, 64, 16, 96, DENSE, left, produced_as="cssr")
+
+
+def test_remembered_costs_are_the_same():
+    asked = (SAT, 64, 96, 128, nm(2, 8), DENSE, "fp16", "fp16")
+    assert pattern_cost(*asked) == matmul_cost(*asked[:6], weight_format="fp16", activation_format="fp16")
+    assert pattern_cost(*asked) is pattern_cost(*asked)
 
 
 @pytest.mark.parametrize("name", ["sigma-like", "edge-gustavson", "edge-outer", "dstc-like", "edge-intersect"])
@@ -392,3 +398,15 @@ def test_a_matrix_of_zeros_costs_only_its_result(name):
     assert cost.cycles >= 1
     assert cost.imbalance == 1
     assert cost.utilization == 0
+
+
+def test_operands_are_stored_as_they_lie():
+    left, right = mask(Pattern("random", 0.25), (5, 40), 1), mask(Pattern("random", 0.25), (40, 7), 0)
+    machine = load_hardware("edge-gustavson")
+    cost = matmul_cost(machine, 5, 7, 40, right, left)
+    a, w = int(left.sum()), int(right.sum())
+    # CSR: a pointer to each row and its end, a column for each value.
+    activation_bits = 6 * max(1, a.bit_length()) + 6 * a
+    weight_bits = 41 * w.bit_length() + 3 * w
+    assert cost.metadata_bytes == -(-activation_bits // 8) + -(-weight_bits // 8)
+    assert cost.activation_bytes == -(-(activation_bits + 8 * a) // 8)

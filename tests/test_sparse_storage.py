@@ -18,7 +18,7 @@ from sim.sparse import pattern as patterns
 from sim.sparse.pattern import Pattern, balanced, draw, nm, parse
 from sim.sparse.storage import Encoding, conversion_cycles, expected_run_entries, index_bits, measure, stored
 from workloads.formats import FORMATS, PRECISIONS, format_bits, precision, storage_bytes
-from workloads.trace import OpKind, Role, Tensor
+from workloads.trace import OpKind, Role, Sparsity, Tensor
 from workloads.transforms import hadamard, hadamard_ops, rotation, rotation_macs
 
 SMALL = np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 1, 0, 1], [0, 0, 0, 1, 0]], np.bool_)
@@ -149,6 +149,13 @@ def test_patterns_that_are_refused(text, operand, said):
 @pytest.mark.parametrize("text", ["dense", "2:4", "random:0.1", "block:16x8:0.25", "balanced:16:64"])
 def test_patterns_are_written_as_they_are_read(text):
     assert str(parse(text, "weights")) == text
+
+
+def test_a_traces_sparsity_is_a_pattern():
+    assert patterns.of_sparsity(None) == patterns.DENSE
+    assert patterns.of_sparsity(Sparsity("n:m", 0.5, 2, 4)) == nm(2, 4)
+    assert patterns.of_sparsity(Sparsity("block", 0.25, block=(16, 8))) == Pattern("block", 0.25, block=(16, 8))
+    assert patterns.of_sparsity(Sparsity("unstructured", 0.1)) == Pattern("random", 0.1)
 
 
 def test_masks_from_files(tmp_path):

@@ -98,16 +98,18 @@ class Side:
         return format_bits(self.number_format)
 
     def stored(self, encoding: Encoding) -> Stored:
-        """Bits of this operand in `encoding`; N:M groups lie along K. A dense operand is stored dense."""
+        """Bits of this operand in `encoding`; N:M groups and runs lie along K. A dense operand is stored dense."""
         if self.is_dense or encoding.name == "dense":
             return stored(Encoding("dense"), self.shape, 0, self.bits)
-        flat = self.shape if self.along == 0 else self.shape[::-1]
-        if encoding.name == "run_length":
-            if self.given is None and self.pattern.kind in ("random", "relu") and flat[0] * flat[1] > LARGE:
-                entries = expected_run_entries(flat, self.nonzeros / (flat[0] * flat[1]), encoding.run_bits)
-                return stored(encoding, flat, self.nonzeros, self.bits, entries)
-            return measure(encoding, self.by_line, self.bits)
-        return stored(encoding, flat, self.nonzeros, self.bits)
+        if encoding.name == "n:m":
+            return stored(encoding, self.shape if self.along == 0 else self.shape[::-1], self.nonzeros, self.bits)
+        if encoding.name != "run_length":
+            return stored(encoding, self.shape, self.nonzeros, self.bits)
+        size = self.shape[0] * self.shape[1]
+        if self.given is None and self.pattern.kind in ("random", "relu") and size > LARGE:
+            entries = expected_run_entries(self.shape, self.nonzeros / size, encoding.run_bits)
+            return stored(encoding, self.shape, self.nonzeros, self.bits, entries)
+        return measure(encoding, self.by_line, self.bits)
 
 
 LARGE = 2**26

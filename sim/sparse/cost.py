@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from sim.cost import vector_cycles
@@ -105,6 +105,17 @@ def matmul_cost(
         raise ConfigError(f"{machine.name} has no section 'sparse', so it has no sparse engine", key="sparse")
     made = case(machine, m, n, k, weights, activations, weight_format, activation_format, seed)
     return cost_of(made, result_format, epilogue, produced_as)
+
+
+@lru_cache(maxsize=1 << 14)
+def pattern_cost(
+    machine: Hardware, m: int, n: int, k: int, weights: Pattern, activations: Pattern, weight_format: str,
+    activation_format: str,
+) -> SparseCost:  # fmt: skip
+    """As `matmul_cost` for patterns alone, remembered: a mapper asks for the same few tiles again and again."""
+    return matmul_cost(
+        machine, m, n, k, weights, activations, weight_format=weight_format, activation_format=activation_format
+    )
 
 
 def cost_of(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from sim.errors import ConfigError, nearest
 from sim.sparse.schema import parse_ratio
+
+if TYPE_CHECKING:
+    from workloads.trace import Sparsity
 
 Mask = NDArray[np.bool_]
 
@@ -76,6 +79,20 @@ def balanced(degree: int, block: int = BALANCED_BLOCK) -> Pattern:
     if degree < 1 or block % degree:
         raise ConfigError(f"balanced:{degree}:{block} needs a block that the degree divides")
     return Pattern("balanced", 1 / degree, block // degree, block)
+
+
+def of_sparsity(sparsity: Sparsity | None) -> Pattern:
+    """The pattern that a tensor of a Trace states; DENSE where it states none."""
+    if sparsity is None:
+        return DENSE
+    if sparsity.pattern == "n:m":
+        assert sparsity.n is not None
+        assert sparsity.m is not None
+        return nm(sparsity.n, sparsity.m)
+    if sparsity.pattern == "block":
+        assert sparsity.block is not None
+        return Pattern("block", sparsity.density, block=sparsity.block)
+    return Pattern("random", sparsity.density) if sparsity.density < 1 else DENSE
 
 
 def parse(text: str, operand: str) -> Pattern:
@@ -217,10 +234,3 @@ def check_ratio(pattern: Pattern, ratios: Sequence[str]) -> None:
             + (f", nearest is {near!r}" if near else "")
             + f"; allowed: dense, {', '.join(ratios)}"
         )
-
-
-def exact_density(pattern: Pattern) -> Fraction:
-    """The nominal density as a fraction."""
-    if pattern.n:
-        return Fraction(pattern.n, pattern.m)
-    return Fraction(pattern.density).limit_denominator(10**9)
