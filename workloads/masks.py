@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from math import ceil
 
 
@@ -48,7 +49,9 @@ class Mask:
     last cached ones, and with a `window` it sees the past no further back than that · top_k: the best `top_k` of 0..p ·
     block_sparse: ceil(`density` x blocks up to its own) blocks of `block` positions, its own (up to p) always among
     them · lists: of its own block i of `block` positions the blocks in `lists`[i], its own up to p · pooled: its own
-    block up to p, and of the blocks before a share at each of the `levels` (pool, share): `pool` positions as one entry.
+    block up to p, and of the blocks before a share at each of the `levels` (pool, share): `pool` positions as one
+    entry. `both`: a window, top_k, block_sparse or pooled mask chooses among the positions after p as well (encoders,
+    images).
     """
 
     kind: str
@@ -61,6 +64,7 @@ class Mask:
     cached: int = 0
     lists: tuple[tuple[int, ...], ...] | None = None
     levels: tuple[tuple[int, float], ...] | None = None
+    both: bool = False
 
     def __post_init__(self) -> None:
         needs = {
@@ -82,6 +86,8 @@ class Mask:
             raise ValueError("a lists mask needs lists, each of rising numbers of blocks that ends with its own")
         if self.kind == "pooled" and not _are_levels(self.levels or ()):
             raise ValueError("a pooled mask needs levels of a pool >= 1 and a share; the shares add up to 1 at most")
+        if self.both and self.kind not in ("window", "top_k", "block_sparse", "pooled"):
+            raise ValueError(f"a {self.kind} mask says itself which way it looks; both has no place")
         if self.sinks < 0 or (self.sinks and self.kind != "window"):
             raise ValueError(f"sinks belong to a window mask and are not negative, got {self.sinks} with {self.kind}")
 
@@ -92,7 +98,7 @@ def _is_forest(parents: tuple[int, ...]) -> bool:
 
 def _are_lists(lists: tuple[tuple[int, ...], ...]) -> bool:
     return bool(lists) and all(
-        row and row[-1] == own and row[0] >= 0 and all(a < b for a, b in zip(row, row[1:], strict=False))
+        row and row[-1] == own and row[0] >= 0 and all(a < b for a, b in pairwise(row))
         for own, row in enumerate(lists)
     )
 
@@ -148,6 +154,31 @@ def _pooled_rows(mask: Mask, query: int, past: int) -> Iterator[int]:
         yield ceil(kept * (position // mask.block)) + position % mask.block + 1
 
 
+def _rows_both_ways(mask: Mask, query: int, past: int) -> Iterator[int]:
+    """Visible keys of each new position where later positions count as well."""
+    total = past + query
+    if mask.kind == "window":
+        assert mask.window is not None
+        for p in range(past, total):
+            start = max(0, p + 1 - mask.window)
+            yield min(p + mask.window, total) - start + min(mask.sinks, start)
+        return
+    if mask.kind == "top_k":
+        assert mask.top_k is not None
+        same = min(mask.top_k, total)
+    else:
+        assert mask.block is not None
+        blocks = -(-total // mask.block)
+        if mask.kind == "block_sparse":
+            assert mask.density is not None
+            same = min(ceil(_exact(mask.density) * blocks) * mask.block, total)
+        else:
+            assert mask.levels is not None
+            kept = sum((_exact(share) * mask.block / pool for pool, share in mask.levels), Fraction(0))
+            same = min(mask.block + ceil(kept * (blocks - 1)), total)
+    yield from (same for _ in range(query))
+
+
 def _tree_rows(mask: Mask, query: int, past: int) -> tuple[list[int], list[int], int]:
     """Depth of each position of the tree, the new ones among them, and how many cached positions are no tree's."""
     parents = mask.parents
@@ -166,6 +197,8 @@ def _tree_rows(mask: Mask, query: int, past: int) -> tuple[list[int], list[int],
 def visible_pairs(mask: Mask, query: int, past: int) -> int:
     """Exact number of (query, key) pairs that `mask` lets through: `query` new positions after `past` cached ones."""
     total = past + query
+    if mask.both:
+        return sum(_rows_both_ways(mask, query, past))
     if mask.kind == "causal":
         return query * past + _triangle(query)
     if mask.kind == "full":
@@ -243,6 +276,7 @@ def visible_keys(mask: Mask, query: int, past: int) -> int:
         return min(pooled + total - start, visible_pairs(mask, query, past))
     if mask.kind == "window":
         assert mask.window is not None
+        # Looking both ways, the last new position is the last there is: nothing lies after it.
         start = max(0, past + 1 - mask.window)
         return total - start + min(mask.sinks, start)
     if mask.kind == "chunk":

@@ -48,7 +48,9 @@ def apply_methods(trace: Trace, workload: Workload, builder: Builder) -> Trace:
 
 
 def split_parameters(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Overrides of keys of the scenario, and those of parameters of a method by its name (`methods.NAME.draft.length`)."""
+    """Overrides of keys of the scenario, and those of parameters of a method by its name
+    (`methods.NAME.draft.length`).
+    """
     own: dict[str, Any] = {}
     parameters: dict[str, Any] = {}
     for key, value in changes.items():

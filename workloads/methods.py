@@ -1,7 +1,7 @@
 """Methods as data: YAML presets over the primitives, found by name, explained, and turned into steps for a workload.
 
-A preset says its paper, its primitives with every number `stated` (by the paper's abstract) or `assumed`, in a comment on
-its line, and the claim with the setting under which it is made. A workload uses presets by name, changes their
+A preset says its paper, its primitives with every number `stated` (by the paper's abstract) or `assumed`, in a comment
+on its line, and the claim with the setting under which it is made. A workload uses presets by name, changes their
 parameters, or writes primitives down itself.
 """
 
@@ -163,10 +163,14 @@ def _parameters(document: Document) -> Iterator[Parameter]:
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool):
         return False
-    return isinstance(value, (int, float)) or (isinstance(value, str) and bool(re.match(r"[0-9]|(random|block):", value)))
+    return isinstance(value, (int, float)) or (
+        isinstance(value, str) and bool(re.match(r"[0-9]|(random|block):", value))
+    )
 
 
-def steps_of(entries: tuple[str | dict[str, Any], ...], phase: str, beside: Path | None) -> tuple[list[Step], list[str]]:
+def steps_of(
+    entries: tuple[str | dict[str, Any], ...], phase: str, beside: Path | None
+) -> tuple[list[Step], list[str]]:
     """The steps of a workload's `methods`, and the names of the methods.
 
     An entry is a preset's name or file, `{use: NAME, set: {PRIMITIVE: {KEY: VALUE}}}`, or primitives written down:
@@ -188,14 +192,17 @@ def steps_of(entries: tuple[str | dict[str, Any], ...], phase: str, beside: Path
     return steps, names
 
 
+_NONE: Mapping[str, Any] = {}
+
+
 def _used(entry: str | dict[str, Any], place: str, phase: str, beside: Path | None) -> list[Step]:
     if isinstance(entry, str):
-        name, changes = entry, {}
+        name, changes = entry, _NONE
     else:
         extra = sorted(set(entry) - {"use", "set"})
         if extra:
             raise ConfigError(not_among("key", extra[0], ["use", "set"], inside=place), key=f"{place}.{extra[0]}")
-        name, changes = entry["use"], entry.get("set") or {}
+        name, changes = entry["use"], entry.get("set") or _NONE
         if not isinstance(name, str) or not isinstance(changes, Mapping):
             raise ConfigError("needs a name under use, and a mapping of primitives under set", key=place)
     if beside is not None and ("/" in name or name.endswith((".yaml", ".yml"))) and (beside.parent / name).exists():
@@ -226,7 +233,9 @@ def _nested(changes: Mapping[str, Any], place: str) -> dict[str, dict[str, Any]]
         elif isinstance(value, Mapping):
             found.setdefault(target, {}).update(value)
         else:
-            raise ConfigError(f"is {show(value)}, but must be a mapping of parameters of {key}", key=f"{place}.set.{key}")
+            raise ConfigError(
+                f"is {show(value)}, but must be a mapping of parameters of {key}", key=f"{place}.set.{key}"
+            )
     return found
 
 

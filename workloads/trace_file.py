@@ -24,7 +24,7 @@ from workloads.trace_check import check_trace
 SCHEMA_FAMILY = "opcycle/trace/"
 SCHEMA_VERSION = 2
 TRACE_SCHEMA = f"{SCHEMA_FAMILY}{SCHEMA_VERSION}"
-SECOND = {Trace: ("hints",), Block: ("first_layer", "prefixes", "idle"), Mask: ("lists", "levels", "cached")}
+SECOND = {Trace: ("hints",), Block: ("first_layer", "prefixes", "idle"), Mask: ("lists", "levels", "cached", "both")}
 """What version 2 brought. A file says the lowest version that holds all of it, so that older readers take what they
 can."""
 
@@ -105,8 +105,9 @@ def _lowest_version(trace: Trace) -> int:
                 values.append(block)
                 values += [op.attrs.mask for op in block.ops if isinstance(op.attrs, AttentionAttrs)]
     for value in values:
-        for spec in _specs(type(value)):
-            if spec.name in SECOND[type(value)] and getattr(value, spec.name) != spec.default:
+        cls: type = type(value)
+        for spec in _specs(cls):
+            if spec.name in SECOND[cls] and getattr(value, spec.name) != spec.default:
                 return 2
     return 1
 

@@ -77,9 +77,7 @@ def _explain(name: str, json: bool) -> None:
     method, document = preset.method, preset.document
     if json:
         parameters = [{"key": p.key, "value": p.value, "origin": p.origin, "words": p.words} for p in preset.parameters]
-        print_json(
-            [{"name": method.name, "file": str(document.path), "data": document.data, "parameters": parameters}]
-        )
+        print_json([{"name": method.name, "file": str(document.path), "data": document.data, "parameters": parameters}])
         return
     paper = method.paper
     source = ", ".join(str(part) for part in (f"arXiv {paper.arxiv}" if paper.arxiv else None, paper.year) if part)

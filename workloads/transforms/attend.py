@@ -137,8 +137,8 @@ class MaskParams(Shape):
 
 
 def mask(trace: Trace, params: MaskParams) -> Trace:
-    """Closed form: matrix work of attention is 2 x pairs x heads x (key + value size) of the new mask, bytes of keys and
-    values follow the keys seen; indexer, permutation and linear branch add their own.
+    """Closed form: matrix work of attention is 2 x pairs x heads x (key + value size) of the new mask, bytes of keys
+    and values follow the keys seen; indexer, permutation and linear branch add their own.
     """
     if params.densities is not None:
         trace = number_layers(trace)
@@ -169,7 +169,12 @@ def _masked(ops: tuple[Op, ...], at: int, params: MaskParams) -> tuple[Op, ...]:
     kinds = params.heads or (params,)
     if params.kind == "linear" and params.heads is None:
         rest = tuple(o for o in ops[:at] if not (isinstance(o.attrs, MoveAttrs) and o.attrs.table == "kv_append"))
-        return (*rest, *before, *linear(ops, op, params.features or attrs.head_dim, "", causal_cache=True), *ops[at + 1 :])
+        return (
+            *rest,
+            *before,
+            *linear(ops, op, params.features or attrs.head_dim, "", any(t.role is Role.KV for t in op.inputs)),
+            *ops[at + 1 :],
+        )
     if len(kinds) > 1:
         split_ops, append = _by_heads(ops, op, params)
         return (*(append.get(o.name, o) for o in ops[:at]), *before, *split_ops, *ops[at + 1 :])
@@ -183,7 +188,14 @@ def _masked(ops: tuple[Op, ...], at: int, params: MaskParams) -> tuple[Op, ...]:
         branch = linear(ops, replace(op, outputs=(both,)), params.linear_branch, "_branch", causal_cache=False)
         after.extend(branch)
         after.append(
-            Op(f"{op.name}_join", OpKind.ELEMENTWISE, op.role, (exact_part, both), (out,), ElementwiseAttrs("add", out.elements))
+            Op(
+                f"{op.name}_join",
+                OpKind.ELEMENTWISE,
+                op.role,
+                (exact_part, both),
+                (out,),
+                ElementwiseAttrs("add", out.elements),
+            )
         )
     return (*ops[:at], *before, *after, *ops[at + 1 :])
 
@@ -194,6 +206,9 @@ def _shaped(op: Op, shape: Shape, keep_all: bool) -> Op:
     assert isinstance(attrs, AttentionAttrs)
     if shape.kind != "segments":
         new = shape.mask()
+        looking = attrs.mask.kind == "full" or attrs.mask.both
+        if looking and new.kind in ("window", "top_k", "block_sparse", "pooled"):
+            new = replace(new, both=True)
         # Where each query chooses for itself, what one leaves out another may want: it stays in the cache.
         keep = keep_all or shape.kind in ("top_k", "block_sparse", "lists", "pooled")
         return op if new == attrs.mask else remask(op, new, keep=keep)
@@ -239,7 +254,16 @@ def _permutations(op: Op) -> list[Op]:
         source = Tensor(f"{tensor.name}_order", rows, tensor.format, Role.ACTIVATION)
         target = replace(source, name=f"{tensor.name}_ordered")
         move = MoveAttrs("permute", attrs.tokens, storage_bytes(rows[1:], tensor.format))
-        found.append(Op(f"{op.name}_permute_{tensor.name.rpartition('.')[2]}", OpKind.GATHER, op.role, (source,), (target,), move))
+        found.append(
+            Op(
+                f"{op.name}_permute_{tensor.name.rpartition('.')[2]}",
+                OpKind.GATHER,
+                op.role,
+                (source,),
+                (target,),
+                move,
+            )
+        )
     return found
 
 
@@ -249,7 +273,9 @@ def _by_heads(ops: Sequence[Op], op: Op, params: MaskParams) -> tuple[list[Op], 
     assert isinstance(attrs, AttentionAttrs)
     assert params.heads is not None
     if attrs.latent or len(op.inputs) != 3:
-        raise ConfigError("kinds by head need heads with keys and values of their own, not latent attention", key="heads")
+        raise ConfigError(
+            "kinds by head need heads with keys and values of their own, not latent attention", key="heads"
+        )
     q, k, v = op.inputs
     out = op.outputs[0]
     found: list[Op] = []
@@ -270,7 +296,12 @@ def _by_heads(ops: Sequence[Op], op: Op, params: MaskParams) -> tuple[list[Op], 
         def piece(tensor: Tensor, size: Fraction, axis: int, mark: str) -> Tensor:
             axis %= len(tensor.shape)
             cut = int(tensor.shape[axis] * size)
-            return replace(tensor, name=tensor.name + mark, shape=(*tensor.shape[:axis], cut, *tensor.shape[axis + 1 :]), whole=None)
+            return replace(
+                tensor,
+                name=tensor.name + mark,
+                shape=(*tensor.shape[:axis], cut, *tensor.shape[axis + 1 :]),
+                whole=None,
+            )
 
         mark = f"_{number}" if cached else ""
         kk, vv = (piece(t, share, 1 if cached else -1, mark) for t in (k, v))
@@ -286,7 +317,9 @@ def _by_heads(ops: Sequence[Op], op: Op, params: MaskParams) -> tuple[list[Op], 
     for other in ops:
         if isinstance(other.attrs, MoveAttrs) and other.attrs.table == "kv_append" and parts:
             outputs = tuple(
-                replace(t, name=cut.name, shape=(t.shape[0], *cut.shape[1:])) for t in other.outputs for cut in parts[t.name]
+                replace(t, name=cut.name, shape=(t.shape[0], *cut.shape[1:]))
+                for t in other.outputs
+                for cut in parts[t.name]
             )
             append[other.name] = replace(other, outputs=outputs)
     return found, append
@@ -295,8 +328,8 @@ def _by_heads(ops: Sequence[Op], op: Op, params: MaskParams) -> tuple[list[Op], 
 def linear(ops: Sequence[Op], op: Op, features: int, mark: str, causal_cache: bool) -> list[Op]:
     """Linear attention in the state form: state += phi(k)^T v, result = phi(q) state, for each key/value head.
 
-    Multiply-accumulates: tokens x (kv_heads + heads) x features x value size. With features unlike the head size, queries
-    and keys are projected to them first.
+    Multiply-accumulates: tokens x (kv_heads + heads) x features x value size. With features unlike the head size,
+    queries and keys are projected to them first.
     """
     attrs = op.attrs
     assert isinstance(attrs, AttentionAttrs)
@@ -324,7 +357,14 @@ def linear(ops: Sequence[Op], op: Op, features: int, mark: str, causal_cache: bo
             product = MatmulAttrs(1, tokens * heads, d, features)
             found.append(Op(f"{prefix}project_{name}{mark}", OpKind.MATMUL, op.role, (x, weight), (source,), product))
         found.append(
-            Op(f"{prefix}map_{name}{mark}", OpKind.ELEMENTWISE, op.role, (source,), (mapped,), ElementwiseAttrs("relu", mapped.elements))
+            Op(
+                f"{prefix}map_{name}{mark}",
+                OpKind.ELEMENTWISE,
+                op.role,
+                (source,),
+                (mapped,),
+                ElementwiseAttrs("relu", mapped.elements),
+            )
         )
     members = requests * attrs.kv_heads
     state = Tensor(
@@ -335,17 +375,40 @@ def linear(ops: Sequence[Op], op: Op, features: int, mark: str, causal_cache: bo
     k_features = Tensor(f"k_features{mark}", (members, features, query), form, Role.ACTIVATION)
     values = replace(v, shape=(members, query, v_dim))
     found.append(
-        Op(f"{prefix}state_update{mark}", OpKind.MATMUL, op.role, (k_features, values), (made,), MatmulAttrs(members, features, query, v_dim))
+        Op(
+            f"{prefix}state_update{mark}",
+            OpKind.MATMUL,
+            op.role,
+            (k_features, values),
+            (made,),
+            MatmulAttrs(members, features, query, v_dim),
+        )
     )
     if causal_cache:
         total = replace(made, name=f"state_sum{mark}")
-        found.append(Op(f"{prefix}state_add{mark}", OpKind.ELEMENTWISE, op.role, (made, state), (total,), ElementwiseAttrs("add", made.elements)))
+        found.append(
+            Op(
+                f"{prefix}state_add{mark}",
+                OpKind.ELEMENTWISE,
+                op.role,
+                (made, state),
+                (total,),
+                ElementwiseAttrs("add", made.elements),
+            )
+        )
         move = MoveAttrs("state", members, storage_bytes((features, v_dim), form))
         found.append(Op(f"{prefix}state_keep{mark}", OpKind.SCATTER, op.role, (total,), (state,), move))
         made = total
     q_features = Tensor(f"q_features{mark}", (members, query * group, features), form, Role.ACTIVATION)
     found.append(
-        Op(f"{prefix}linear_attention{mark}", OpKind.MATMUL, op.role, (q_features, made), op.outputs, MatmulAttrs(members, query * group, features, v_dim))
+        Op(
+            f"{prefix}linear_attention{mark}",
+            OpKind.MATMUL,
+            op.role,
+            (q_features, made),
+            op.outputs,
+            MatmulAttrs(members, query * group, features, v_dim),
+        )
     )
     return found
 
@@ -353,9 +416,9 @@ def linear(ops: Sequence[Op], op: Op, features: int, mark: str, causal_cache: bo
 def index(ops: Sequence[Op], op: Op, indexer: Indexer) -> list[Op]:
     """The operators that choose keys, before the attention operator `op` of a layer.
 
-    Multiply-accumulates: for each stage, pairs of new positions and entries x heads x dim, and tokens x hidden x (heads +
-    1) x dim for the projections of its own keys. Decode steps score by products of their own, longer queries in one
-    operator that leaves out what they cannot see.
+    Multiply-accumulates: for each stage, pairs of new positions and entries x heads x dim, and tokens x hidden x
+    (heads + 1) x dim for the projections of its own keys. Decode steps score by products of their own, longer queries
+    in one operator that leaves out what they cannot see.
     """
     attrs = op.attrs
     assert isinstance(attrs, AttentionAttrs)
@@ -377,7 +440,16 @@ def index(ops: Sequence[Op], op: Op, indexer: Indexer) -> list[Op]:
         k = Tensor("index_k", (tokens, dim), form, Role.ACTIVATION)
         for name, width, out in (("index_q", heads * dim, q), ("index_k", dim, k)):
             w = Tensor(f"{owner}{name}.weight", (x.shape[-1], width), weight.format, Role.WEIGHT)
-            found.append(Op(f"{prefix}{name}", OpKind.MATMUL, "attention", (x, w), (out,), MatmulAttrs(1, tokens, x.shape[-1], width)))
+            found.append(
+                Op(
+                    f"{prefix}{name}",
+                    OpKind.MATMUL,
+                    "attention",
+                    (x, w),
+                    (out,),
+                    MatmulAttrs(1, tokens, x.shape[-1], width),
+                )
+            )
         new = Tensor(cache_name, (tokens, dim), key_form, cache_role)
         move = MoveAttrs("index_append", tokens, storage_bytes((dim,), key_form))
         found.append(Op(f"{prefix}index_append", OpKind.SCATTER, "attention", (k,), (new,), move))
@@ -391,22 +463,57 @@ def index(ops: Sequence[Op], op: Op, indexer: Indexer) -> list[Op]:
             size = storage_bytes((dim,), key_form)
             chosen = Tensor(f"{name.rpartition('.')[2]}_chosen", (span.tokens,), "int32", Role.INDEX)
             if span.query > 1:
-                pairs = visible_pairs(Mask("causal") if attrs.mask.kind != "full" else attrs.mask, span.query, span.past)
+                pairs = visible_pairs(
+                    Mask("causal") if attrs.mask.kind != "full" else attrs.mask, span.query, span.past
+                )
                 pairs = ceil(Fraction(pairs * length, span.length * stage.pool)) * span.count
                 read = span.count * entries * size + storage_bytes((span.tokens, heads * dim), form)
-                work = CustomAttrs(2 * pairs * heads * dim, pairs * (heads + indexer.sweeps), read, 4 * span.tokens, "array")
+                work = CustomAttrs(
+                    2 * pairs * heads * dim, pairs * (heads + indexer.sweeps), read, 4 * span.tokens, "array"
+                )
                 found.append(Op(name, OpKind.CUSTOM, "attention", (q,), (chosen,), work))
                 continue
             whole = (span.count, dim, span.length)
-            keys = Tensor(cache_name, (span.count, dim, entries), key_form, cache_role, whole=None if entries == span.length else whole)
+            keys = Tensor(
+                cache_name,
+                (span.count, dim, entries),
+                key_form,
+                cache_role,
+                whole=None if entries == span.length else whole,
+            )
             if not indexer.own_keys and cached:
                 keys = replace(keys, name=f"{prefix}pooled_keys", whole=None)
             scores = Tensor(f"{name.rpartition('.')[2]}_heads", (span.count * heads, entries), form, Role.ACTIVATION)
             part_q = replace(q, shape=(span.count, heads, dim), whole=None)
-            found.append(Op(name, OpKind.MATMUL, "attention", (part_q, keys), (scores,), MatmulAttrs(span.count, heads, dim, entries)))
-            total = Tensor(f"{name.rpartition('.')[2]}_sum", (span.count, entries), form, Role.ACTIVATION)
-            found.append(Op(f"{name}_sum", OpKind.REDUCE, "attention", (scores,), (total,), ReduceAttrs("sum", span.count * entries, heads)))
             found.append(
-                Op(f"{name}_select", OpKind.REDUCE, "attention", (total,), (chosen,), ReduceAttrs("topk", span.count, entries, keep=indexer.sweeps))
+                Op(
+                    name,
+                    OpKind.MATMUL,
+                    "attention",
+                    (part_q, keys),
+                    (scores,),
+                    MatmulAttrs(span.count, heads, dim, entries),
+                )
+            )
+            total = Tensor(f"{name.rpartition('.')[2]}_sum", (span.count, entries), form, Role.ACTIVATION)
+            found.append(
+                Op(
+                    f"{name}_sum",
+                    OpKind.REDUCE,
+                    "attention",
+                    (scores,),
+                    (total,),
+                    ReduceAttrs("sum", span.count * entries, heads),
+                )
+            )
+            found.append(
+                Op(
+                    f"{name}_select",
+                    OpKind.REDUCE,
+                    "attention",
+                    (total,),
+                    (chosen,),
+                    ReduceAttrs("topk", span.count, entries, keep=indexer.sweeps),
+                )
             )
     return found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sim.config import ConfigError
 from workloads.schema import Schema
@@ -77,7 +77,9 @@ def _apply(step: Step, work: Callable[[], Trace]) -> Trace:
         if error.file is not None:
             raise
         inner = (error.key or "").removeprefix(f"{step.name}.")
-        raise ConfigError(error.message, key=f"{step.place}.{inner}" if inner and inner != step.name else step.place) from None
+        raise ConfigError(
+            error.message, key=f"{step.place}.{inner}" if inner and inner != step.name else step.place
+        ) from None
 
 
 def _pair(steps: Sequence[Step]) -> Accept | None:

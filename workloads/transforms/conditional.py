@@ -100,7 +100,8 @@ def skip(trace: Trace, params: Skip, context: Context) -> Trace:
     def edit(ops: tuple[Op, ...], site: Site) -> Edited:
         rows, more = kept[id(site.work)]
         rows += site.order < more
-        found, idle, first = ops, [], True
+        found, first = ops, True
+        idle: list[Tensor] = []
         for part in reversed(halves(ops)):
             if params.unit in ("block", part.kind):
                 body, unused = shrink(ops, part, rows, site.prefix, params.kv == "write", params.kv == "none")
@@ -125,14 +126,32 @@ def gate(ops: Sequence[Op], part: Half, params: Skip, prefix: str) -> tuple[Op, 
     found: list[Op] = []
     if params.gate == "cosine":
         product = Tensor(f"{part.kind}_gate_product", (tokens, hidden), x.format, Role.ACTIVATION)
-        found.append(Op(f"{name}_mul", OpKind.ELEMENTWISE, "router", (x, x), (product,), ElementwiseAttrs("mul", product.elements)))
+        found.append(
+            Op(
+                f"{name}_mul",
+                OpKind.ELEMENTWISE,
+                "router",
+                (x, x),
+                (product,),
+                ElementwiseAttrs("mul", product.elements),
+            )
+        )
         found.append(Op(name, OpKind.REDUCE, "router", (product,), (score,), ReduceAttrs("sum", tokens, hidden)))
     elif params.gate in ("linear", "mlp"):
         base = f"{_owner(ops, prefix)}{prefix}{part.kind}_gate"
         if params.gate == "mlp":
             inner = Tensor(f"{part.kind}_gate_inner", (tokens, params.gate_width), x.format, Role.ACTIVATION)
             weight = Tensor(f"{base}_up.weight", (hidden, params.gate_width), x.format, Role.WEIGHT)
-            found.append(Op(f"{name}_up", OpKind.MATMUL, "router", (x, weight), (inner,), MatmulAttrs(1, tokens, hidden, params.gate_width)))
+            found.append(
+                Op(
+                    f"{name}_up",
+                    OpKind.MATMUL,
+                    "router",
+                    (x, weight),
+                    (inner,),
+                    MatmulAttrs(1, tokens, hidden, params.gate_width),
+                )
+            )
             x = inner
         weight = Tensor(f"{base}.weight", (x.shape[1], 1), x.format, Role.WEIGHT)
         found.append(Op(name, OpKind.MATMUL, "router", (x, weight), (score,), MatmulAttrs(1, tokens, x.shape[1], 1)))
@@ -182,7 +201,9 @@ def shrink(
     row_bytes = storage_bytes((taken.shape[-1],), taken.format)
     part_of = replace(taken, shape=(rows, taken.shape[-1]), whole=taken.whole or taken.shape)
     compact = replace(part_of, name=picked, whole=None)
-    pick = Op(f"{prefix}{picked}", OpKind.GATHER, body[0].role, (part_of,), (compact,), MoveAttrs("pick", rows, row_bytes))
+    pick = Op(
+        f"{prefix}{picked}", OpKind.GATHER, body[0].role, (part_of,), (compact,), MoveAttrs("pick", rows, row_bytes)
+    )
     made: set[str] = set()
     found = [pick]
     for op in body:
@@ -235,15 +256,13 @@ def _kv_only(body: Sequence[Op], rows: int) -> tuple[Op, ...]:
             part = replace(weight, shape=(weight.shape[0], n), whole=weight.whole or weight.shape)
             inputs = (replace(x, shape=(rows, x.shape[-1]), whole=None), part)
             out = replace(op.outputs[0], shape=(rows, n))
-            found.append(_skipped(replace(op, inputs=inputs, outputs=(out,), attrs=MatmulAttrs(1, rows, op.attrs.k, n))))
-        elif name in ("kv_down", "kv_norm"):
-            found.append(_skipped(with_rows(op, tokens, rows)))
-        elif isinstance(op.attrs, MoveAttrs) and op.attrs.table == "kv_append":
+            found.append(
+                _skipped(replace(op, inputs=inputs, outputs=(out,), attrs=MatmulAttrs(1, rows, op.attrs.k, n)))
+            )
+        elif name in ("kv_down", "kv_norm") or (isinstance(op.attrs, MoveAttrs) and op.attrs.table == "kv_append"):
             found.append(_skipped(with_rows(op, tokens, rows)))
     names = {t.name for op in found for t in op.outputs}
-    return tuple(
-        replace(op, inputs=tuple(_from(t, names, found) for t in op.inputs)) for op in found
-    )
+    return tuple(replace(op, inputs=tuple(_from(t, names, found) for t in op.inputs)) for op in found)
 
 
 def _skipped(op: Op) -> Op:

@@ -1,4 +1,4 @@
-"""What a primitive may know besides the Trace: the model, how to build more passes of it or of another, and the seed."""
+"""What a primitive may know besides the Trace: the model, how to build more passes, and the seed."""
 
 from __future__ import annotations
 

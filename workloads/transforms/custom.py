@@ -61,7 +61,9 @@ def operator(trace: Trace, params: Operator) -> Trace:
         x = tuple(t for t in beside.inputs if t.role is Role.ACTIVATION)[:1]
         name = prefix_of(beside) + params.name
         if params.replace:
-            return Edited((*ops[:i], Op(name, OpKind.CUSTOM, beside.role, beside.inputs, beside.outputs, attrs), *ops[i + 1 :]))
+            return Edited(
+                (*ops[:i], Op(name, OpKind.CUSTOM, beside.role, beside.inputs, beside.outputs, attrs), *ops[i + 1 :])
+            )
         if params.side == "after":
             x = tuple(t for t in beside.outputs if t.role is Role.ACTIVATION)[:1]
             i += 1
@@ -74,6 +76,3 @@ def operator(trace: Trace, params: Operator) -> Trace:
         known = sorted({stem(plain(op.name)) for p in trace.passes for b in p.blocks for op in b.ops})
         raise ConfigError(f"is {params.at!r}, which no selected layer has; there are {', '.join(known)}", key="at")
     return result
-
-
-

@@ -93,5 +93,7 @@ def compaction(model: Model, p: Pass, positions: int) -> list[Block]:
     for name, tensor in cache.items():
         rows = replace(tensor, name=name, shape=(positions, *tensor.shape[1:]), whole=None)
         move = MoveAttrs("kv_compact", positions, storage_bytes(tensor.shape[1:], tensor.format))
-        ops.append(Op(f"{name}_compact", OpKind.GATHER, "attention", (replace(rows, name=f"{name}_drafted"),), (rows,), move))
+        ops.append(
+            Op(f"{name}_compact", OpKind.GATHER, "attention", (replace(rows, name=f"{name}_drafted"),), (rows,), move)
+        )
     return [Block("kv_compact", model.layers, tuple(ops))]

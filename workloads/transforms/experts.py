@@ -13,7 +13,7 @@ from workloads.emit import Emitter, FormatChoice
 from workloads.ffn import balanced_loads, emit_experts
 from workloads.models import Moe
 from workloads.schema import Count, Schema, Size
-from workloads.trace import MatmulAttrs, Op, OpKind, Pass, Role, Tensor, Trace
+from workloads.trace import MatmulAttrs, Op, OpKind, Role, Trace
 from workloads.transforms.context import Context
 from workloads.transforms.draws import Stream
 from workloads.transforms.graph import Edited, Site, edit_layers, half, tokens_of, weights_of
@@ -32,13 +32,17 @@ class Route(Schema):
     law of exponent `skew` over the experts (0: balanced), as expected or as drawn.
     """
 
-    experts: Size | None = Field(None, description="Number of experts; default: the layer's own (a dense one has none).")
+    experts: Size | None = Field(
+        None, description="Number of experts; default: the layer's own (a dense one has none)."
+    )
     top_k: Size | None = Field(None, description="Experts a token; default: the layer's own.")
     hidden: Size | None = Field(None, description="Neurons of an expert.")
     shared_hidden: Count | None = Field(None, description="Neurons of the expert that every token takes.")
     granularity: Size = Field(1, description="Split each expert in so many, and route to so many times as many.")
     zero_experts: Count = Field(0, description="Further experts that cost nothing (zero, copy, constant).")
-    zero_share: Rate | None = Field(None, description="Share of choices that they get; default: their share of experts.")
+    zero_share: Rate | None = Field(
+        None, description="Share of choices that they get; default: their share of experts."
+    )
     skew: Annotated[float, Field(ge=0)] = 0.0
     draw: Literal["mean", "sampled"] = "mean"
     position: Literal["ffn", "before_attention"] = Field("ffn", description="Where the router stands.")
@@ -75,7 +79,16 @@ def route(trace: Trace, params: Route, context: Context) -> Trace:
         if params.position == "before_attention" and router:
             first = half(ops, "attention")
             if first is not None and first.start < part.start:
-                return Edited((*ops[: first.start + 1], *_fed_by(router, ops[first.start]), *ops[first.start + 1 : part.start], *found, *ops[part.stop :]), idle)
+                return Edited(
+                    (
+                        *ops[: first.start + 1],
+                        *_fed_by(router, ops[first.start]),
+                        *ops[first.start + 1 : part.start],
+                        *found,
+                        *ops[part.stop :],
+                    ),
+                    idle,
+                )
         return Edited((*ops[: part.start], found[0], *router, *found[1:], *ops[part.stop :]), idle)
 
     return edit_layers(trace, params.where, edit, per_pass=params.draw == "sampled")
@@ -97,7 +110,9 @@ def _known(body: tuple[Op, ...]) -> Moe | None:
     weight = down.inputs[1]
     count, hidden, _ = weight.whole or weight.shape
     gates = next(op for op in body if op.name.endswith("topk"))
-    activation = next(op for op in body if op.name.rpartition(".")[2].startswith("expert_") and op.kind is OpKind.ELEMENTWISE)
+    activation = next(
+        op for op in body if op.name.rpartition(".")[2].startswith("expert_") and op.kind is OpKind.ELEMENTWISE
+    )
     shared = next((op for op in body if op.name.endswith("shared_down")), None)
     return Moe(
         experts=count,
@@ -140,7 +155,13 @@ def _moe(params: Route, before: Moe | None, ops: tuple[Op, ...], part: object) -
         raise ConfigError(f"is {top_k}, but there are {experts * g + params.zero_experts} experts", key="top_k")
     shared = before.shared_hidden if params.shared_hidden is None else params.shared_hidden
     return Moe.model_construct(
-        **{**before.model_dump(), "experts": experts * g, "top_k": top_k, "hidden": hidden // g, "shared_hidden": shared}
+        **{
+            **before.model_dump(),
+            "experts": experts * g,
+            "top_k": top_k,
+            "hidden": hidden // g,
+            "shared_hidden": shared,
+        }
     )
 
 
@@ -209,7 +230,7 @@ def _emit(
     """The half with experts: (norm, experts and what follows them), and the router's operators apart."""
     fed = next(op for op in body if op.role in ("ffn", "router") and op.kind is OpKind.MATMUL)
     x = next(t for t in fed.inputs if t.role is Role.ACTIVATION)
-    lead = [op for op in body[: body.index(fed)]]
+    lead = list(body[: body.index(fed)])
     tail = [op for op in body if op.role not in ("ffn", "router") and body.index(op) > body.index(fed)]
     weight = next(t for op in body if op.role == "ffn" for t in op.inputs if t.role is Role.WEIGHT)
     formats = FormatChoice(weights=weight.format, experts=weight.format, activations=x.format)
@@ -263,6 +284,3 @@ def load_facts(trace: Trace) -> dict[str, int]:
     if not loads:
         return {}
     return {"experts.largest_load": max(x.largest for x in loads), "experts.fewest_hit": min(x.hit for x in loads)}
-
-
-__all__ = ["ExpertLoad", "Pass", "Route", "Tensor", "expert_loads", "expert_loads_for", "load_facts", "route"]

@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sim.config import ConfigError
-from workloads.schema import Schema, Size
 from workloads.formats import storage_bytes
+from workloads.schema import Schema, Size
 from workloads.trace import ElementwiseAttrs, MatmulAttrs, MoveAttrs, Op, OpKind, Pass, Role, Tensor, Trace
 from workloads.transforms.graph import edit_ops
 from workloads.transforms.where import Where
@@ -21,10 +21,11 @@ LINEARS = ("qkv", "out_proj", "gate_up", "up", "down", "q_down", "q_up", "kv_dow
 class Factor(Schema):
     """Replace the weight (k x n) of each selected linear.
 
-    low_rank: (k x rank)(rank x n) · block_diagonal: `blocks` blocks of k/blocks x n/blocks · monarch: `blocks` blocks of
-    k/blocks x rank, a permutation, `blocks` blocks of rank x n/blocks · blast: shared bases of `rank` around `blocks` x
-    `blocks` diagonal couplings · lora: the weight stays, and (k x rank)(rank x n) is added · wrap: the weight stays
-    between a block-diagonal k x k and a block-diagonal n x n. merged: the product is formed beforehand, nothing changes.
+    low_rank: (k x rank)(rank x n) · block_diagonal: `blocks` blocks of k/blocks x n/blocks · monarch: `blocks` blocks
+    of k/blocks x rank, a permutation, `blocks` blocks of rank x n/blocks · blast: shared bases of `rank` around
+    `blocks` x `blocks` diagonal couplings · lora: the weight stays, and (k x rank)(rank x n) is added · wrap: the
+    weight stays between a block-diagonal k x k and a block-diagonal n x n. merged: the product is formed beforehand,
+    nothing changes.
     """
 
     kind: Literal["low_rank", "block_diagonal", "monarch", "blast", "lora", "wrap"]
@@ -82,7 +83,9 @@ class _Parts:
     def split(self, size: int, what: str) -> int:
         assert self.params.blocks is not None
         if size % self.params.blocks:
-            raise ConfigError(f"is {self.params.blocks}, which does not divide the {size} {what} of {self.op.name}", key="blocks")
+            raise ConfigError(
+                f"is {self.params.blocks}, which does not divide the {size} {what} of {self.op.name}", key="blocks"
+            )
         return size // self.params.blocks
 
     def last(self, part: str, x: Tensor, w: Tensor, batch: int, m: int, k: int, n: int) -> Op:
@@ -105,7 +108,14 @@ class _Parts:
                 replace(self.op, outputs=(plain,)),
                 self.product("a", x, self.weight("a", k, rank), middle, 1, m, k, rank),
                 self.product("b", middle, self.weight("b", rank, n), added, 1, m, rank, n),
-                Op(f"{self.op.name}_add", OpKind.ELEMENTWISE, self.op.role, (plain, added), (out,), ElementwiseAttrs("add", m * n)),
+                Op(
+                    f"{self.op.name}_add",
+                    OpKind.ELEMENTWISE,
+                    self.op.role,
+                    (plain, added),
+                    (out,),
+                    ElementwiseAttrs("add", m * n),
+                ),
             )
         if p.kind == "block_diagonal":
             kb, nb = self.split(k, "rows"), self.split(n, "columns")
@@ -123,12 +133,19 @@ class _Parts:
         first = self.product("in", x, self.weight("in", blocks, kb, rank), left, blocks, m, kb, rank)
         if p.kind == "monarch":
             row = storage_bytes((blocks * rank,), left.format)
-            between = Op(f"{self.op.name}_permute", OpKind.GATHER, self.op.role, (left,), (right,), MoveAttrs("permute", m, row))
+            between = Op(
+                f"{self.op.name}_permute", OpKind.GATHER, self.op.role, (left,), (right,), MoveAttrs("permute", m, row)
+            )
         else:
             # Each of the blocks of the result is a sum over all blocks of the input, scaled element by element.
             row = storage_bytes((blocks * rank,), left.format)
+            couplings = self.weight("couple", blocks, blocks, rank)
             between = Op(
-                f"{self.op.name}_couple", OpKind.GATHER, self.op.role, (left, self.weight("couple", blocks, blocks, rank)),
-                (right,), MoveAttrs("couple", m, row, vector_ops=2 * m * blocks * blocks * rank),
-            )  # fmt: skip
+                f"{self.op.name}_couple",
+                OpKind.GATHER,
+                self.op.role,
+                (left, couplings),
+                (right,),
+                MoveAttrs("couple", m, row, vector_ops=2 * m * blocks * blocks * rank),
+            )
         return first, between, self.last("", right, self.weight("out", blocks, rank, nb), blocks, m, rank, nb)

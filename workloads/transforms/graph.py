@@ -6,6 +6,7 @@ model, wherever they stand.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -124,7 +125,7 @@ def cut(block: Block, boundaries: Iterable[int]) -> list[Block]:
     base = block.name.partition("@")[0]
     return [
         replace(block, name=f"{base}@{first + low * period}", repeat=high - low, first_layer=first + low * period)
-        for low, high in zip(marks, marks[1:], strict=False)
+        for low, high in itertools.pairwise(marks)
     ]
 
 
@@ -139,7 +140,9 @@ def unique_names(blocks: Iterable[Block]) -> tuple[Block, ...]:
     return tuple(found)
 
 
-def edit_layers(trace: Trace, where: Where, edit: Edit, per_pass: bool = False, together: Callable[[Pass, int], int] | None = None) -> Trace:
+def edit_layers(
+    trace: Trace, where: Where, edit: Edit, per_pass: bool = False, together: Callable[[Pass, int], int] | None = None
+) -> Trace:
     """Apply `edit` to every selected layer of every selected pass.
 
     An edit sees the operators of one layer and stands for all layers alike in its block; layers that are not selected
@@ -413,13 +416,15 @@ def with_rows(op: Op, tokens: int, rows: int, spans: tuple[RequestSpan, ...] | N
     elif isinstance(attrs, CollectiveAttrs):
         attrs = replace(attrs, bytes=scale(attrs.bytes))
     inputs = tuple(_tensor_rows(t, tokens, rows, hit) for t in op.inputs)
-    return replace(op, attrs=attrs, inputs=inputs, outputs=tuple(_tensor_rows(t, tokens, rows, hit) for t in op.outputs))
+    return replace(
+        op, attrs=attrs, inputs=inputs, outputs=tuple(_tensor_rows(t, tokens, rows, hit) for t in op.outputs)
+    )
 
 
 def _tensor_rows(tensor: Tensor, tokens: int, rows: int, hit: int | None) -> Tensor:
     shape = tensor.shape
     if tensor.role is Role.WEIGHT:
-        if hit is None or shape[0] == hit or tensor.whole is None and len(shape) < 2:
+        if hit is None or shape[0] == hit or (tensor.whole is None and len(shape) < 2):
             return tensor
         whole = tensor.whole or shape
         return replace(tensor, shape=(hit, *shape[1:]), whole=None if whole[0] == hit else whole)
@@ -431,9 +436,7 @@ def _tensor_rows(tensor: Tensor, tokens: int, rows: int, hit: int | None) -> Ten
     return tensor
 
 
-def _attention_rows(
-    op: Op, attrs: AttentionAttrs, spans: tuple[RequestSpan, ...], tokens: int, rows: int
-) -> Op:
+def _attention_rows(op: Op, attrs: AttentionAttrs, spans: tuple[RequestSpan, ...], tokens: int, rows: int) -> Op:
     changed = replace(attrs, requests=spans)
     inputs = []
     for tensor in op.inputs:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from sim.config import ConfigError
 from workloads.formats import storage_bytes
@@ -15,6 +15,7 @@ from workloads.trace import (
     CARRIED,
     AttentionAttrs,
     Block,
+    ElementwiseAttrs,
     Mask,
     MatmulAttrs,
     MoveAttrs,
@@ -132,7 +133,9 @@ def _budget(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
         return ops
     i, op, attrs = found
     if attrs.mask.kind not in ("causal", "window"):
-        raise ConfigError(f"a budget cannot be put on {attrs.mask.kind} attention of pass {site.work.name}", key="policy")
+        raise ConfigError(
+            f"a budget cannot be put on {attrs.mask.kind} attention of pass {site.work.name}", key="policy"
+        )
     inner = attrs.mask.window if attrs.mask.kind == "window" else None
     if inner is not None and inner <= params.budget:
         return ops
@@ -173,8 +176,7 @@ def _share(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
         elif name == "rotary":
             q = other.outputs[0]
             turned = replace(other.inputs[0], shape=(*other.inputs[0].shape[:-1], q.shape[-1]))
-            elements = q.elements
-            other = replace(other, inputs=(turned,), outputs=(q,), attrs=replace(other.attrs, elements=elements))  # type: ignore[call-arg]
+            other = replace(other, inputs=(turned,), outputs=(q,), attrs=ElementwiseAttrs("rotary", q.elements))
         kept.append(other)
     inputs = tuple(replace(t, name=f"shared.{t.name}") if t.role is Role.KV else t for t in op.inputs)
     return (*kept, replace(op, inputs=inputs), *ops[i + 1 :])
@@ -214,7 +216,16 @@ def _recompute(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
             known = normed
         kv_weight = replace(weight, shape=(hidden, columns), whole=weight.whole or weight.shape)
         out = Tensor("kv_old", (old, columns), x.format, Role.ACTIVATION)
-        new.append(Op(f"{prefix}kv_again", OpKind.MATMUL, op.role, (known, kv_weight), (out,), MatmulAttrs(1, old, hidden, columns)))
+        new.append(
+            Op(
+                f"{prefix}kv_again",
+                OpKind.MATMUL,
+                op.role,
+                (known, kv_weight),
+                (out,),
+                MatmulAttrs(1, old, hidden, columns),
+            )
+        )
     made = "kv_old" if old else fed.outputs[0].name
     inputs = (
         op.inputs[0],
@@ -253,7 +264,9 @@ def _rerun(trace: Trace, params: Kv) -> Trace:
         form, size = append.outputs[0].format, storage_bytes((x.shape[-1],), append.outputs[0].format)
         cache = Tensor(f"{site.prefix}x_cache", (rows, x.shape[-1]), form, Role.KV)
         new = replace(cache, shape=(tokens, x.shape[-1]), whole=cache.shape)
-        keep = Op(f"{site.prefix}x_keep", OpKind.SCATTER, "attention", (x,), (new,), MoveAttrs("kv_append", tokens, size))
+        keep = Op(
+            f"{site.prefix}x_keep", OpKind.SCATTER, "attention", (x,), (new,), MoveAttrs("kv_append", tokens, size)
+        )
         read = Op(
             f"{site.prefix}x_read", OpKind.GATHER, "attention", (cache,), (replace(x, shape=(rows, x.shape[-1])),),
             MoveAttrs("x_cache", rows, size),
@@ -263,7 +276,9 @@ def _rerun(trace: Trace, params: Kv) -> Trace:
     # An edit stands for all layers alike, so each kind of place in an interval has its own turn.
     for part in (first - last, last & first, last - first, set(layers) - first - last):
         if part:
-            trace = edit_layers(trace, params.where.model_copy(update={"layers": tuple(sorted(part)), "every": 1}), edit)
+            trace = edit_layers(
+                trace, params.where.model_copy(update={"layers": tuple(sorted(part)), "every": 1}), edit
+            )
     return trace
 
 
@@ -308,7 +323,9 @@ def _uncached(ops: list[Op]) -> list[Op]:
 
 
 def _tier(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
-    """Each pass fetches share x (cached positions - window) entries over the tier's link, and writes the new ones back."""
+    """Each pass fetches share x (cached positions - window) entries over the tier's link, and writes the new ones
+    back.
+    """
     found = _attention(ops)
     if found is None:
         return ops
@@ -328,7 +345,9 @@ def _tier(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
             before.append(Op(f"{op.name}_fetch_{name}", OpKind.TRANSFER, op.role, (away,), (here,), fetch))
         new = replace(tensor, shape=(attrs.tokens, *tensor.shape[1:]), whole=None)
         keep = TransferAttrs("device", params.tier, new.bytes)
-        after.append(Op(f"{op.name}_keep_{name}", OpKind.TRANSFER, op.role, (new,), (replace(new, tier=params.tier),), keep))
+        after.append(
+            Op(f"{op.name}_keep_{name}", OpKind.TRANSFER, op.role, (new,), (replace(new, tier=params.tier),), keep)
+        )
     return (*ops[:i], *before, op, *after, *ops[i + 1 :])
 
 
@@ -370,7 +389,9 @@ def _without_prefix(trace: Trace, params: Kv, context: Context) -> Trace:
             low = min(s.length, max(s.past, gone))
             if s.length - low < 1:
                 if s.length < gone or s.query == 1:
-                    raise ConfigError(f"is {gone}, but a request of pass {p.name} has {s.length} positions", key="prefix")
+                    raise ConfigError(
+                        f"is {gone}, but a request of pass {p.name} has {s.length} positions", key="prefix"
+                    )
                 continue
             past = low if params.policy == "prefix" else low - gone
             new.append(RequestSpan(s.count, s.length - low, past))

@@ -1,4 +1,4 @@
-"""Loops of passes other than draft and verify: samples, block diffusion, fixed-point sweeps, looped layers, given passes.
+"""Loops of passes but draft and verify: samples, block diffusion, fixed-point sweeps, looped layers, given passes.
 
 `loop` repeats passes or layers with the same weights; `passes` puts passes from outside (a server's batches, the scales
 of an image model) in the place of all others.
@@ -43,10 +43,10 @@ _KEYS = {
 class Loop(Schema):
     """Passes or layers run again and again. `over` says what for:
 
-    samples: each request is decoded `count` times (or as often as drawn by `shares`) after one prefill · denoise: blocks
-    of tokens are made in `count` passes each, or at `tokens_per_pass`, its positions seeing each other · sweeps: blocks
-    are made by `count` causal passes over all their positions (Jacobi iteration) · layers: the layers `where.layers` run
-    `count` times with the same weights · steps: a diffusion model takes `count` steps.
+    samples: each request is decoded `count` times (or as often as drawn by `shares`) after one prefill · denoise:
+    blocks of tokens are made in `count` passes each, or at `tokens_per_pass`, its positions seeing each other ·
+    sweeps: blocks are made by `count` causal passes over all their positions (Jacobi iteration) · layers: the layers
+    `where.layers` run `count` times with the same weights · steps: a diffusion model takes `count` steps.
     """
 
     over: Literal["samples", "denoise", "sweeps", "layers", "steps"]
@@ -208,8 +208,8 @@ def _steps(trace: Trace, where: Where, count: int) -> Trace:
 
 
 def repeat_layers(trace: Trace, where: Where, count: int) -> Trace:
-    """Run the layers `where.layers`, which must stand in a row, `count` times with the same weights; each time they have
-    cache entries of their own.
+    """Run the layers `where.layers`, which must stand in a row, `count` times with the same weights; each time they
+    have cache entries of their own.
     """
     if count == 1:
         return trace

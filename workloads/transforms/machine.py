@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from workloads.schema import Schema
-from workloads.trace import Hint, HINT_KINDS, Trace
+from workloads.trace import HINT_KINDS, Hint, Trace
 from workloads.transforms.rates import Rate
 from workloads.transforms.where import Where
 

@@ -16,6 +16,7 @@ from workloads.schema import Schema, Size
 from workloads.trace import (
     Block,
     CollectiveAttrs,
+    CustomAttrs,
     Hint,
     Op,
     OpKind,
@@ -56,7 +57,9 @@ class Memory(Schema):
     def _fits(self) -> Memory:
         extra = sorted(self.model_fields_set - _MEMORY[self.what] - {"what", "where"})
         if extra:
-            raise ValueError(f"{self.what} takes no {extra[0]}; keys that apply: {', '.join(sorted(_MEMORY[self.what]))}")
+            raise ValueError(
+                f"{self.what} takes no {extra[0]}; keys that apply: {', '.join(sorted(_MEMORY[self.what]))}"
+            )
         needed = {"weights": "tier", "activations": "tier", "shard": "devices", "snapshot": "interval"}[self.what]
         if getattr(self, needed) is None:
             raise ValueError(f"{self.what} needs {needed}")
@@ -76,8 +79,10 @@ def memory(trace: Trace, params: Memory) -> Trace:
         return trace if params.devices == 1 else _shard(trace, params, params.devices)
     assert params.interval is not None
     settings: tuple[tuple[str, str | int | float], ...] = (
-        ("interval", params.interval), ("tier", params.tier or "host"), ("bytes", portion(trace.weight_bytes, params.share)),
-    )  # fmt: skip
+        ("interval", params.interval),
+        ("tier", params.tier or "host"),
+        ("bytes", portion(trace.weight_bytes, params.share)),
+    )
     return replace(trace, hints=(*trace.hints, Hint("snapshot", settings)))
 
 
@@ -89,8 +94,13 @@ def _stream_weights(trace: Trace, params: Memory) -> Trace:
         found: list[Op] = []
         here: set[str] = set()
         for op in ops:
-            for tensor in op.inputs:
-                if tensor.role is Role.WEIGHT and tensor.tier == "device" and tensor.name not in here and len(tensor.shape) > 1:
+            for tensor in op.inputs if params.where.takes_op(op) else ():
+                if (
+                    tensor.role is Role.WEIGHT
+                    and tensor.tier == "device"
+                    and tensor.name not in here
+                    and len(tensor.shape) > 1
+                ):
                     here.add(tensor.name)
                     away = replace(tensor, tier=tier)
                     name = f"{op.name}_fetch" + (f"_{len(here)}" if tensor is not op.inputs[1] else "")
@@ -98,7 +108,9 @@ def _stream_weights(trace: Trace, params: Memory) -> Trace:
                     found.append(Op(name, OpKind.TRANSFER, op.role, (away,), (tensor,), move))
             found.append(op)
         # Transfers first: a machine begins them with the layer, in this order.
-        return Edited((*(o for o in found if o.kind is OpKind.TRANSFER), *(o for o in found if o.kind is not OpKind.TRANSFER)))
+        return Edited(
+            (*(o for o in found if o.kind is OpKind.TRANSFER), *(o for o in found if o.kind is not OpKind.TRANSFER))
+        )
 
     return edit_layers(trace, params.where, edit)
 
@@ -119,7 +131,9 @@ def _offload_activations(trace: Trace, params: Memory) -> Trace:
             here = _share_of(tensor, params.share)
             away = replace(here, tier=params.tier, name=f"{params.tier}.{here.name}")
             fetch = TransferAttrs(params.tier, "device", away.bytes)
-            fetches.append(Op(f"{tensor.name.replace('.', '_')}_fetch", OpKind.TRANSFER, "memory", (away,), (here,), fetch))
+            fetches.append(
+                Op(f"{tensor.name.replace('.', '_')}_fetch", OpKind.TRANSFER, "memory", (away,), (here,), fetch)
+            )
         blocks.append(replace(block, ops=(*fetches, *block.ops)) if block.first_layer is not None else block)
     front: list[Block] = []
     for block in forward.blocks:
@@ -130,7 +144,16 @@ def _offload_activations(trace: Trace, params: Memory) -> Trace:
             if source is not None and block.first_layer is not None:
                 part = _share_of(replace(source, whole=None), params.share)
                 attrs = TransferAttrs("device", params.tier, part.bytes)
-                stores.append(Op(f"{source.name}_store", OpKind.TRANSFER, "memory", (part,), (replace(part, tier=params.tier, name=f"{params.tier}.{tensor.name}"),), attrs))
+                stores.append(
+                    Op(
+                        f"{source.name}_store",
+                        OpKind.TRANSFER,
+                        "memory",
+                        (part,),
+                        (replace(part, tier=params.tier, name=f"{params.tier}.{tensor.name}"),),
+                        attrs,
+                    )
+                )
         front.append(replace(block, ops=(*block.ops, *stores)))
     passes = tuple(
         replace(p, blocks=tuple(front)) if p is forward else replace(p, blocks=tuple(blocks)) if p is backward else p
@@ -144,7 +167,9 @@ def _share_of(tensor: Tensor, share: float) -> Tensor:
 
 
 def _shard(trace: Trace, params: Memory, devices: int) -> Trace:
-    """Each device updates its part; weights are gathered before use and gradients reduced to the device that keeps them."""
+    """Each device updates its part; weights are gathered before use and gradients reduced to the device that keeps
+    them.
+    """
     if not any(p.phase == "update" for p in trace.passes):
         raise ConfigError("needs a training step (primitive train), whose states are sharded", key="memory.what")
 
@@ -155,12 +180,30 @@ def _shard(trace: Trace, params: Memory, devices: int) -> Trace:
                 if tensor.role is Role.WEIGHT and len(tensor.shape) > 1 and params.stage == 3:
                     name = f"{op.name}_gather"
                     if all(o.name != name for o in found):
-                        found.append(Op(name, OpKind.COLLECTIVE, "collective", (), (), CollectiveAttrs("all_gather", tensor.bytes, devices)))
+                        found.append(
+                            Op(
+                                name,
+                                OpKind.COLLECTIVE,
+                                "collective",
+                                (),
+                                (),
+                                CollectiveAttrs("all_gather", tensor.bytes, devices),
+                            )
+                        )
             found.append(op)
             for tensor in op.outputs if gradients else ():
                 if tensor.role is Role.GRADIENT:
                     kind = "reduce_scatter" if params.stage >= 2 else "all_reduce"
-                    found.append(Op(f"{op.name}_reduce", OpKind.COLLECTIVE, "collective", (tensor,), (), CollectiveAttrs(kind, tensor.bytes, devices)))
+                    found.append(
+                        Op(
+                            f"{op.name}_reduce",
+                            OpKind.COLLECTIVE,
+                            "collective",
+                            (tensor,),
+                            (),
+                            CollectiveAttrs(kind, tensor.bytes, devices),
+                        )
+                    )
         return replace(block, ops=tuple(found))
 
     passes: list[Pass] = []
@@ -177,11 +220,13 @@ def _divided(block: Block, devices: int) -> Block:
     ops = []
     for op in block.ops:
         a = op.attrs
-        assert not isinstance(a, (TransferAttrs, CollectiveAttrs))
+        assert isinstance(a, CustomAttrs), "an update is stated work"
         part = replace(
-            a, vector_ops=-(-a.vector_ops // devices), read_bytes=-(-a.read_bytes // devices),  # type: ignore[call-arg,union-attr]
-            write_bytes=-(-a.write_bytes // devices),  # type: ignore[union-attr]
-        )  # fmt: skip
+            a,
+            vector_ops=-(-a.vector_ops // devices),
+            read_bytes=-(-a.read_bytes // devices),
+            write_bytes=-(-a.write_bytes // devices),
+        )
         shapes = tuple(replace(t, shape=(*t.shape[:-1], -(-t.shape[-1] // devices))) for t in op.inputs)
         ops.append(replace(op, attrs=part, inputs=shapes))
     return replace(block, ops=tuple(ops))
@@ -189,12 +234,14 @@ def _divided(block: Block, devices: int) -> Block:
 
 class Schedule(Schema):
     """collective: after the selected operators their results are combined over `devices` (payload `share` of the bytes)
-    · place: the selected passes run on `device`; operators can be placed by a hint only · overlap, fuse, pipeline: hints
-    for the machine, with `settings`.
+    · place: the selected passes run on `device`; operators can be placed by a hint only · overlap, fuse, pipeline:
+    hints for the machine, with `settings`.
     """
 
     kind: Literal["collective", "place", "overlap", "fuse", "pipeline"]
-    collective: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"] = "all_reduce"
+    collective: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"] = (
+        "all_reduce"
+    )
     devices: Size | None = None
     device: str | None = None
     share: Density = 1.0

@@ -145,7 +145,9 @@ def rank_of(name: str, params: Schema) -> int:
     if isinstance(params, Loop):
         return {"samples": SAMPLES, "layers": STRUCTURE}.get(params.over, DECODING)
     if isinstance(params, Kv):
-        return {"prefix": PREFIXES, "replace": PREFIXES, "fill": PREFIXES, "erase": DECODING}.get(params.policy, STRUCTURE)
+        return {"prefix": PREFIXES, "replace": PREFIXES, "fill": PREFIXES, "erase": DECODING}.get(
+            params.policy, STRUCTURE
+        )
     return PRIMITIVES[name].rank
 
 

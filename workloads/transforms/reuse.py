@@ -45,11 +45,11 @@ from workloads.transforms.where import Where
 class Cache(Schema):
     """In some steps the selected parts of the selected layers are not computed but taken from a cache.
 
-    unit: a half, a whole layer, all selected layers at once (stretch: one cached result stands for them), or the part of
-    attention to keys outside of the new positions (external). A step computes in full every `interval`-th time, or at
-    the steps of `schedule` (repeated), or where a gate closes (it opens with `probability` in all steps but the first).
-    reuse reads one result; delta adds it to the input; extrapolate continues a Taylor series of `order` from order + 1
-    of them. Cached results take memory, as cache tensors.
+    unit: a half, a whole layer, all selected layers at once (stretch: one cached result stands for them), or the part
+    of attention to keys outside of the new positions (external). A step computes in full every `interval`-th time, or
+    at the steps of `schedule` (repeated), or where a gate closes (it opens with `probability` in all steps but the
+    first). reuse reads one result; delta adds it to the input; extrapolate continues a Taylor series of `order` from
+    order + 1 of them. Cached results take memory, as cache tensors.
     """
 
     unit: Literal["attention", "ffn", "layer", "stretch", "external"]
@@ -130,7 +130,11 @@ def _variants(trace: Trace, params: Cache) -> tuple[list[Pass], list[Pass]]:
 
 
 def _parts(ops: tuple[Op, ...], params: Cache) -> list[Half]:
-    return [h for h in halves(ops) if params.unit in ("layer", h.kind) or (params.unit == "external" and h.kind == "attention")]
+    return [
+        h
+        for h in halves(ops)
+        if params.unit in ("layer", h.kind) or (params.unit == "external" and h.kind == "attention")
+    ]
 
 
 def _result(ops: tuple[Op, ...], part: Half) -> Tensor:
@@ -184,8 +188,19 @@ def _using(ops: tuple[Op, ...], site: Site, params: Cache) -> Edited:
         function = "add" if params.action != "extrapolate" else "gate_add"
         made: list[Op] = []
         for turn in range(params.reads):
-            inputs = (x, replace(stored, shape=(stored.shape[0] // params.reads, stored.shape[1]), whole=None if params.reads == 1 else stored.shape))
-            out = add.outputs[0] if turn == params.reads - 1 else replace(add.outputs[0], name=f"{part.kind}_series{turn}")
+            inputs = (
+                x,
+                replace(
+                    stored,
+                    shape=(stored.shape[0] // params.reads, stored.shape[1]),
+                    whole=None if params.reads == 1 else stored.shape,
+                ),
+            )
+            out = (
+                add.outputs[0]
+                if turn == params.reads - 1
+                else replace(add.outputs[0], name=f"{part.kind}_series{turn}")
+            )
             kind = ElementwiseAttrs(function, out.elements)
             name = add.name if turn == params.reads - 1 else f"{add.name}_series{turn}"
             made.append(replace(add, name=name, inputs=inputs, outputs=(out,), attrs=kind))
@@ -239,8 +254,6 @@ def _stretches(trace: Trace, params: Cache) -> tuple[list[Pass], list[Pass]]:
             if not inside:
                 number += 1
                 use_blocks.append(_stretch_use(block, number, params))
-            else:
-                use_blocks[-1] = replace(use_blocks[-1], idle=(*use_blocks[-1].idle,))
             inside = True
             keep_blocks.append(block)
         if inside:
@@ -258,8 +271,21 @@ def _stream(block: Block) -> Tensor:
 
 def _stretch_keep(block: Block, number: int, params: Cache) -> Block:
     x = _stream(block)
-    stored = Tensor(f"stretch{number}_cached", (x.shape[0], x.shape[1]), x.format, Role.KV, whole=None if params.reads == 1 else (params.reads * x.shape[0], x.shape[1]))
-    keep = Op("stretch_keep", OpKind.SCATTER, "cache", (x,), (stored,), MoveAttrs("feature_cache", x.shape[0], storage_bytes((x.shape[1],), x.format)))
+    stored = Tensor(
+        f"stretch{number}_cached",
+        (x.shape[0], x.shape[1]),
+        x.format,
+        Role.KV,
+        whole=None if params.reads == 1 else (params.reads * x.shape[0], x.shape[1]),
+    )
+    keep = Op(
+        "stretch_keep",
+        OpKind.SCATTER,
+        "cache",
+        (x,),
+        (stored,),
+        MoveAttrs("feature_cache", x.shape[0], storage_bytes((x.shape[1],), x.format)),
+    )
     return Block(f"stretch{number}_keep", 1, (keep,))
 
 

@@ -29,7 +29,7 @@ from workloads.trace import (
     Tensor,
     Trace,
 )
-from workloads.transforms.graph import Edited, Half, Site, edit_layers, edit_ops, half, prefix_of, tokens_of
+from workloads.transforms.graph import Edited, Half, edit_layers, edit_ops, half, prefix_of, tokens_of
 from workloads.transforms.rates import Density, exact, portion
 from workloads.transforms.where import Where
 
@@ -118,12 +118,32 @@ def _with_search(trace: Trace, every: int) -> Trace:
     return replace(trace, passes=passes)
 
 
+def effective_flops(trace: Trace) -> int:
+    """FLOPs of the trace with products of zeros left out: what a machine that skips all of them would do.
+
+    Each matrix product counts by the densities of its operands, as if their zeros fell independently; rounded to the
+    nearest whole number once.
+    """
+    total = Fraction(0)
+    known: dict[int, Fraction] = {}
+    for p in trace.passes:
+        for block in p.blocks:
+            for op in block.ops:
+                if id(op) not in known:
+                    share = Fraction(1)
+                    for tensor in op.inputs if op.kind is OpKind.MATMUL else ():
+                        share *= exact(tensor.sparsity.density) if tensor.sparsity is not None else 1
+                    known[id(op)] = op.flops * share
+                total += p.repeat * block.repeat * known[id(op)]
+    return int(total + Fraction(1, 2))
+
+
 class ASparse(Schema):
     """Only some inputs of linears, or neurons of feed-forward halves, are needed for a token.
 
     inputs: each token keeps its best `density` of the inputs of the selected linears; neurons: `density` of the neurons
-    are active. Rows of the weights that no token of the pass needs are not read: with `union` that share is stated, else
-    the tokens' choices are taken as independent, or as alike within `chunk` positions.
+    are active. Rows of the weights that no token of the pass needs are not read: with `union` that share is stated,
+    else the tokens' choices are taken as independent, or as alike within `chunk` positions.
     """
 
     of: Literal["inputs", "neurons"]
@@ -220,15 +240,17 @@ def _active(body: list[Op], share: Fraction, params: ASparse) -> list[Op]:
                 shape = (*weight.shape[:-2], k, weight.shape[-1])
                 left = replace(x, shape=(*x.shape[:-1], k), sparsity=_rest(params.density, share))
                 whole = weight.whole or weight.shape
-                op = replace(op, inputs=(left, replace(weight, shape=shape, whole=whole), *op.inputs[2:]), attrs=replace(attrs, k=k))
+                op = replace(
+                    op,
+                    inputs=(left, replace(weight, shape=shape, whole=whole), *op.inputs[2:]),
+                    attrs=replace(attrs, k=k),
+                )
             else:
                 halves_ = 2 if op.name.endswith("gate_up") else 1
                 n = max(portion(attrs.n // halves_, float(share)), 1) * halves_
                 out = replace(op.outputs[0], shape=(*op.outputs[0].shape[:-1], n))
                 inner[out.name] = n
-                cut = tuple(
-                    replace(t, shape=(*t.shape[:-1], n), whole=t.whole or t.shape) for t in op.inputs[1:]
-                )
+                cut = tuple(replace(t, shape=(*t.shape[:-1], n), whole=t.whole or t.shape) for t in op.inputs[1:])
                 op = replace(op, inputs=(x, *cut), outputs=(out,), attrs=replace(attrs, n=n))
         elif isinstance(attrs, ElementwiseAttrs) and op.inputs[0].name in inner:
             n = inner[op.inputs[0].name]
@@ -256,7 +278,9 @@ def _predictor(fed: Op, ops: Sequence[Op], part: Half, params: ASparse) -> tuple
     if params.predictor == "low_rank":
         weight = Tensor(f"{base}_predict_a.weight", (k, params.rank), fed.inputs[1].format, Role.WEIGHT)
         middle = Tensor("neuron_low", (m, params.rank), x.format, Role.ACTIVATION)
-        found.append(Op(f"{prefix}predict_a", OpKind.MATMUL, "router", (x, weight), (middle,), MatmulAttrs(1, m, k, params.rank)))
+        found.append(
+            Op(f"{prefix}predict_a", OpKind.MATMUL, "router", (x, weight), (middle,), MatmulAttrs(1, m, k, params.rank))
+        )
         x, k = middle, params.rank
     elif params.predictor == "partial":
         k = min(params.rank, k)
@@ -268,5 +292,14 @@ def _predictor(fed: Op, ops: Sequence[Op], part: Half, params: ASparse) -> tuple
     found.append(Op(f"{prefix}predict", OpKind.MATMUL, "router", (x, weight), (scores,), MatmulAttrs(1, m, k, neurons)))
     chosen = Tensor("neurons_chosen", (max(portion(neurons, params.density), 1),), "int32", Role.INDEX)
     keep = 1 if params.threshold else chosen.elements
-    found.append(Op(f"{prefix}predict_select", OpKind.REDUCE, "router", (scores,), (chosen,), ReduceAttrs("topk", m, neurons, keep=keep)))
+    found.append(
+        Op(
+            f"{prefix}predict_select",
+            OpKind.REDUCE,
+            "router",
+            (scores,),
+            (chosen,),
+            ReduceAttrs("topk", m, neurons, keep=keep),
+        )
+    )
     return tuple(found)

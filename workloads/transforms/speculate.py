@@ -38,8 +38,9 @@ class Draft(Schema):
     """Where proposals come from. `length` 0 drafts nothing and leaves the decode steps as they are.
 
     model: another model, one pass a depth · parallel: all positions in `passes` passes, of another model or (no
-    `model`) of the same weights · layers: a pass a position through some layers of the same model · heads: further heads
-    on the target's last hidden state · same_pass: look-ahead positions ride in the verify pass · lookup: no model.
+    `model`) of the same weights · layers: a pass a position through some layers of the same model · heads: further
+    heads on the target's last hidden state · same_pass: look-ahead positions ride in the verify pass · lookup: no
+    model.
     """
 
     source: Literal["model", "parallel", "layers", "heads", "same_pass", "lookup"]
@@ -118,17 +119,19 @@ class Accept(Schema):
         """Probability of each number 0..units of accepted units; what is beyond `units` counts as all of them."""
         if self.distribution is not None:
             exact = [Fraction(str(p)) for p in self.distribution]
-            total = sum(exact)
+            total = sum(exact, Fraction(0))
             head = exact[:units] + [Fraction(0)] * max(units - len(exact), 0)
-            return [p / total for p in [*head, total - sum(head)]]
+            return [p / total for p in [*head, total - sum(head, Fraction(0))]]
         assert self.rate is not None
         rates = self.rate if isinstance(self.rate, tuple) else (self.rate,)
-        found, reached = [], Fraction(1)
+        found: list[Fraction] = []
+        reached = Fraction(1)
         for place in range(units):
             rate = Fraction(str(rates[min(place, len(rates) - 1)]))
             found.append(reached * (1 - rate))
             reached *= rate
-        return [*found, reached]
+        found.append(reached)
+        return found
 
 
 def expected_accepted(accept: Accept, units: int) -> Fraction:
@@ -189,8 +192,10 @@ def speculate(trace: Trace, draft: Draft, accept: Accept, context: Context) -> T
     positions beyond either model.
     """
     decoding = decoding_of(trace, "draft")
-    if draft.tree is None and draft.by_batch is None and not any(
-        (draft.length,) if isinstance(draft.length, int) else draft.length
+    if (
+        draft.tree is None
+        and draft.by_batch is None
+        and not any((draft.length,) if isinstance(draft.length, int) else draft.length)
     ):
         return trace
     loop = _Loop(draft, accept, context, decoding)

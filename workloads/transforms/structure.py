@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from sim.config import ConfigError
 from workloads.formats import storage_bytes
@@ -124,9 +124,7 @@ def _merged(block: Block, params: Merge) -> list[Block]:
         found, at = [], 0
         while at < block.repeat:
             size, first = min(params.group, block.repeat - at), block.first_layer + at
-            found.append(
-                replace(block, name=f"{base}@{first}", repeat=size, first_layer=first, weights_shared=True)
-            )
+            found.append(replace(block, name=f"{base}@{first}", repeat=size, first_layer=first, weights_shared=True))
             at += size
         return found
     whole, rest = divmod(block.repeat, params.group)
@@ -237,7 +235,11 @@ class _Inner:
             whole = whole or shape
         elif whole is not None:
             at = axis - len(shape)
-            whole = (*whole[:at], self.times(whole[at], f"columns of {tensor.name}"), *(whole[at + 1 :] if at < -1 else ()))
+            whole = (
+                *whole[:at],
+                self.times(whole[at], f"columns of {tensor.name}"),
+                *(whole[at + 1 :] if at < -1 else ()),
+            )
         return replace(tensor, shape=changed, whole=whole)
 
     def ffn(self, op: Op) -> Op:
@@ -248,20 +250,24 @@ class _Inner:
                 return replace(op, attrs=replace(attrs, k=self.times(attrs.k, "neurons")), inputs=inputs)
             self.inner.add(op.outputs[0].name)
             inputs = (op.inputs[0], *(self.tensor(t, -1) for t in op.inputs[1:]))
-            outputs = (self.tensor(op.outputs[0], -1),)
-            return replace(op, attrs=replace(attrs, n=self.times(attrs.n, "neurons")), inputs=inputs, outputs=outputs)
+            widened = (self.tensor(op.outputs[0], -1),)
+            return replace(op, attrs=replace(attrs, n=self.times(attrs.n, "neurons")), inputs=inputs, outputs=widened)
         if isinstance(attrs, ElementwiseAttrs) and any(t.name in self.inner for t in op.inputs):
             self.inner.update(t.name for t in op.outputs)
             inputs = tuple(self.tensor(t, -1) if t.name in self.inner else t for t in op.inputs)
             outputs = tuple(self.tensor(t, -1) for t in op.outputs)
-            return replace(op, attrs=replace(attrs, elements=sum(t.elements for t in outputs)), inputs=inputs, outputs=outputs)
+            return replace(
+                op, attrs=replace(attrs, elements=sum(t.elements for t in outputs)), inputs=inputs, outputs=outputs
+            )
         return op
 
     def attention(self, op: Op) -> Op:
         attrs, name = op.attrs, op.name.rpartition(".")[2]
         if isinstance(attrs, AttentionAttrs):
             if attrs.latent or len(op.inputs) > 4:
-                raise ConfigError("latent attention has no heads in its cache; slice its feed-forward half only", key="of")
+                raise ConfigError(
+                    "latent attention has no heads in its cache; slice its feed-forward half only", key="of"
+                )
             heads, kv_heads = self.times(attrs.heads, "heads"), self.times(attrs.kv_heads, "key/value heads")
             changed = replace(attrs, heads=heads, kv_heads=kv_heads)
             inputs = [self.tensor(op.inputs[0], -1)]
@@ -278,10 +284,17 @@ class _Inner:
         if isinstance(attrs, ReduceAttrs) and name == "qk_norm":
             inputs2 = (self.tensor(op.inputs[0], -1), *op.inputs[1:])
             rows = self.times(attrs.rows, "rows of qk_norm")
-            return replace(op, attrs=replace(attrs, rows=rows), inputs=inputs2, outputs=(self.tensor(op.outputs[0], -1),))
+            return replace(
+                op, attrs=replace(attrs, rows=rows), inputs=inputs2, outputs=(self.tensor(op.outputs[0], -1),)
+            )
         if isinstance(attrs, ElementwiseAttrs) and name == "rotary":
             inputs2, outputs = (tuple(self.tensor(t, -1) for t in ts) for ts in (op.inputs, op.outputs))
-            return replace(op, attrs=replace(attrs, elements=self.times(attrs.elements, "elements")), inputs=inputs2, outputs=outputs)
+            return replace(
+                op,
+                attrs=replace(attrs, elements=self.times(attrs.elements, "elements")),
+                inputs=inputs2,
+                outputs=outputs,
+            )
         if isinstance(attrs, MoveAttrs) and attrs.table == "kv_append":
             inputs2 = tuple(self.tensor(t, -1) for t in op.inputs)
             outputs = tuple(self.tensor(t, 1) for t in op.outputs)

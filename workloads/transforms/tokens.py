@@ -90,7 +90,8 @@ def tokens(trace: Trace, params: Tokens) -> Trace:
     last = layers - 1 if params.to_layer is None else params.to_layer
     if params.from_layer > last or last >= layers:
         raise ConfigError(
-            f"layers {params.from_layer} to {last} are none of the model's {layers} (0 to {layers - 1})", key="from_layer"
+            f"layers {params.from_layer} to {last} are none of the model's {layers} (0 to {layers - 1})",
+            key="from_layer",
         )
     where = params.where.model_copy(update={"layers": (f"{params.from_layer}-{last}",)})
 
@@ -102,7 +103,8 @@ def tokens(trace: Trace, params: Tokens) -> Trace:
         total, rows = tokens_of(ops), sum(s.tokens for s in kept)
         lead = scorer(ops, params, site.prefix) if site.layers[0] == params.from_layer else ()
         if params.action == "kv_only":
-            found, idle = ops, []
+            found = ops
+            idle: list[Tensor] = []
             for part in reversed(halves(ops)):
                 body, unused = shrink(ops, part, rows, site.prefix, True, False)
                 found = (*found[: part.start], *body, *found[part.stop :])
@@ -119,7 +121,9 @@ def tokens(trace: Trace, params: Tokens) -> Trace:
 
 def layer_count_of(p: Pass) -> int:
     """Layers that a pass runs, numbered or not."""
-    return layer_count(p) or sum(b.repeat * len({o.name.rpartition(".")[0] for o in b.ops}) for b in p.blocks if is_layers(b))
+    return layer_count(p) or sum(
+        b.repeat * len({o.name.rpartition(".")[0] for o in b.ops}) for b in p.blocks if is_layers(b)
+    )
 
 
 def _without(span: RequestSpan, params: Tokens) -> RequestSpan:
@@ -149,7 +153,8 @@ def _short_head(trace: Trace, params: Tokens) -> Trace:
             ops = []
             for op in block.ops:
                 inputs = tuple(
-                    replace(t, shape=(rows, *t.shape[1:])) if t.name == CARRIED and t.shape[0] == before else t for t in op.inputs
+                    replace(t, shape=(rows, *t.shape[1:])) if t.name == CARRIED and t.shape[0] == before else t
+                    for t in op.inputs
                 )
                 ops.append(op if inputs == op.inputs or op.kind is not OpKind.GATHER else replace(op, inputs=inputs))
             known[id(block)] = (block, replace(block, ops=tuple(ops)))
@@ -178,13 +183,26 @@ def scorer(ops: tuple[Op, ...], params: Tokens, prefix: str) -> tuple[Op, ...]:
     score = Tensor("token_scores", (rows,), x.format, Role.ACTIVATION)
     found: list[Op] = []
     if params.scorer == "norm":
-        found.append(Op(f"{prefix}token_score", OpKind.REDUCE, "router", (x,), (score,), ReduceAttrs("sum", rows, hidden)))
+        found.append(
+            Op(f"{prefix}token_score", OpKind.REDUCE, "router", (x,), (score,), ReduceAttrs("sum", rows, hidden))
+        )
     else:
         attrs = next(op.attrs for op in ops if isinstance(op.attrs, AttentionAttrs))
         seen = Tensor("token_attention", (rows, attrs.heads), x.format, Role.ACTIVATION)
-        found.append(Op(f"{prefix}token_score", OpKind.REDUCE, "router", (seen,), (score,), ReduceAttrs("sum", rows, attrs.heads)))
+        found.append(
+            Op(
+                f"{prefix}token_score",
+                OpKind.REDUCE,
+                "router",
+                (seen,),
+                (score,),
+                ReduceAttrs("sum", rows, attrs.heads),
+            )
+        )
     chosen = Tensor("tokens_kept", (rows,), "int32", Role.INDEX)
-    found.append(Op(f"{prefix}token_select", OpKind.REDUCE, "router", (score,), (chosen,), ReduceAttrs("topk", 1, rows)))
+    found.append(
+        Op(f"{prefix}token_select", OpKind.REDUCE, "router", (score,), (chosen,), ReduceAttrs("topk", 1, rows))
+    )
     move = MoveAttrs("tokens", rows, storage_bytes((hidden,), x.format))
     packed = replace(x, whole=None)
     found.append(Op(f"{prefix}token_pack", OpKind.GATHER, "router", (x,), (packed,), move))

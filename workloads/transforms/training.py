@@ -1,4 +1,4 @@
-"""Training steps as graphs (`train`): forward, input gradients, weight gradients and the optimizer as nodes of their own.
+"""Training steps as graphs (`train`): forward, both gradients and the optimizer as nodes of their own.
 
 A step is three passes: forward over all positions, backward through the layers in reverse, and the update. Names end
 with _dx and _dw for the two gradients of a product. Variants leave the backward pass out: forward-only local losses,
@@ -46,9 +46,9 @@ UPDATE_VECTOR_OPS: dict[Optimizer, int] = {"sgd": 2, "momentum": 4, "adam": 12}
 class Train(Schema):
     """A training step on the prompts of a prefill (or the inputs of an encode) scenario.
 
-    backprop: forward, backward, update · local: each layer's own loss, weight gradients only, no chain, `forwards` passes
-    (forward-forward: 2) · tangent: value and tangent through every operator, then the update · zeroth: `forwards`
-    perturbed forward passes, the weights perturbed and restored by vector operations.
+    backprop: forward, backward, update · local: each layer's own loss, weight gradients only, no chain, `forwards`
+    passes (forward-forward: 2) · tangent: value and tangent through every operator, then the update · zeroth:
+    `forwards` perturbed forward passes, the weights perturbed and restored by vector operations.
 
     `trainable` limits weight gradients and updates to a share of each matrix (selected heads and channels) or to
     adapters (weights made by `factor` lora, named _a and _b); `sample_input` and `sample_weight` are shares of the rows
@@ -61,7 +61,9 @@ class Train(Schema):
     trainable: Density | Literal["adapters"] = 1.0
     frozen: bool = Field(False, description="Selected weights (where) are frozen: gradients pass through them only.")
     states: FormatName = "fp32"
-    master: FormatName | None = Field("fp32", description="Format of the copy that is updated; null: the weights are it.")
+    master: FormatName | None = Field(
+        "fp32", description="Format of the copy that is updated; null: the weights are it."
+    )
     gradients: FormatName | None = Field(None, description="Format of gradients; default: that of activations.")
     sample_input: Density = 1.0
     sample_weight: Density = 1.0
@@ -168,7 +170,9 @@ def _update(trace: Trace, params: Train, weights: list[tuple[Tensor, int]]) -> P
     """One operator that updates all trained weights, element by element."""
     trained = _trained(weights, params)
     if not trained:
-        raise ConfigError("trains nothing: there are no weights of the kind that trainable names", key="train.trainable")
+        raise ConfigError(
+            "trains nothing: there are no weights of the kind that trainable names", key="train.trainable"
+        )
     elements = sum(t.elements * times for t, times in trained)
     grad = params.gradients or dict(trace.meta).get("format.activations", "fp16")
     weight_bytes = sum(t.bytes * times for t, times in trained)
@@ -178,8 +182,8 @@ def _update(trace: Trace, params: Train, weights: list[tuple[Tensor, int]]) -> P
     # Block-wise states of 8 bits are dequantised and quantised again: a product, and a product, a clamp and a rounding.
     extra = 4 * STATES[params.optimizer] if params.states in ("int8", "fp8_e4m3", "fp8_e5m2") else 0
     attrs = CustomAttrs(
-        0, elements * (UPDATE_VECTOR_OPS[params.optimizer] + extra), storage_bytes((elements,), str(grad)) + state + master,
-        state + master + written, "vector",
+        0, elements * (UPDATE_VECTOR_OPS[params.optimizer] + extra),
+        storage_bytes((elements,), str(grad)) + state + master, state + master + written, "vector",
     )  # fmt: skip
     gradient = Tensor("all_gradients", (elements,), str(grad), Role.GRADIENT)
     inputs = [gradient]
@@ -203,10 +207,17 @@ def _without_backward(trace: Trace, forward: Pass, params: Train, weights: list[
     # sum; the update along it does the same.
     perturb = CustomAttrs(0, 3 * elements, size, size, "vector")
     moves = [
-        Pass(f"perturb.{i}", "update", (Block("perturb", 1, (Op("perturb", OpKind.CUSTOM, "optimizer", (), (), perturb),)),), 0)
+        Pass(
+            f"perturb.{i}",
+            "update",
+            (Block("perturb", 1, (Op("perturb", OpKind.CUSTOM, "optimizer", (), (), perturb),)),),
+            0,
+        )
         for i in range(times)
     ]
-    update = Pass("update", "update", (Block("update", 1, (Op("update", OpKind.CUSTOM, "optimizer", (), (), perturb),)),), 0)
+    update = Pass(
+        "update", "update", (Block("update", 1, (Op("update", OpKind.CUSTOM, "optimizer", (), (), perturb),)),), 0
+    )
     passes = [q for i in range(times) for q in (moves[i], replace(forward, name=f"forward.{i}"))]
     return replace(trace, passes=(*passes, update))
 
@@ -229,7 +240,12 @@ def _tangent(op: Op) -> tuple[Op, ...]:
         along = replace(op, name=f"{op.name}_tw", inputs=(op.inputs[0], direction), outputs=(part,))
         whole = replace(outputs[0], name=f"{op.outputs[0].name}_ti")
         both = Op(
-            f"{op.name}_tadd", OpKind.ELEMENTWISE, op.role, (whole, part), outputs, ElementwiseAttrs("add", part.elements)
+            f"{op.name}_tadd",
+            OpKind.ELEMENTWISE,
+            op.role,
+            (whole, part),
+            outputs,
+            ElementwiseAttrs("add", part.elements),
         )
         return op, replace(moved, outputs=(whole,)), along, both
     return op, moved
@@ -261,7 +277,9 @@ def _again(ops: list[Op]) -> list[Op]:
     found = []
     for op in ops:
         inputs = tuple(
-            replace(t, name=f"again.{t.name}" if t.name in made else f"saved.{t.name}") if t.role is Role.ACTIVATION else t
+            replace(t, name=f"again.{t.name}" if t.name in made else f"saved.{t.name}")
+            if t.role is Role.ACTIVATION
+            else t
             for t in op.inputs
         )
         outputs = tuple(replace(t, name=f"again.{t.name}") for t in op.outputs)
@@ -320,8 +338,8 @@ class _Gradients:
                 op.name + INPUT_GRADIENT, OpKind.MATMUL, op.role, (dy, turned), (self.gradient(x),),
                 replace(a, k=a.n, n=a.k),
             )  # fmt: skip
-            rows = portion(self.tokens, p.sample_input)
-            found.append(dx if rows == self.tokens else with_rows(dx, self.tokens, rows))
+            rows = max(portion(a.m, p.sample_input), 1)
+            found.append(dx if rows == a.m else with_rows(dx, a.m, rows))
         frozen = p.frozen and p.where.takes_op(op)
         adapters = p.trainable == "adapters" and not _adapter(w)
         if weight and not frozen and not adapters:
@@ -329,7 +347,9 @@ class _Gradients:
             if len(op.inputs) > 2 and a.group_m is None:
                 db = replace(op.inputs[2], role=Role.GRADIENT, name=f"d_{op.inputs[2].name}")
                 flat = replace(dy, shape=(a.n, a.m * a.batch))
-                found.append(Op(f"{op.name}_db", OpKind.REDUCE, op.role, (flat,), (db,), ReduceAttrs("sum", a.n, a.m * a.batch)))
+                found.append(
+                    Op(f"{op.name}_db", OpKind.REDUCE, op.role, (flat,), (db,), ReduceAttrs("sum", a.n, a.m * a.batch))
+                )
         elif not weight and self.chain:
             other = Op(
                 f"{op.name}_dy", OpKind.MATMUL, op.role,
@@ -353,13 +373,17 @@ class _Gradients:
             mark = f".{number}" if len(sizes) > 1 else ""
             left = replace(self.saved(x), shape=(count, a.k, rows))
             right = replace(dy, shape=(count, rows, columns))
-            grad = Tensor(f"d_{w.name}{mark}", (count, a.k, columns) if count > 1 else (a.k, columns), form, Role.GRADIENT)
+            grad = Tensor(
+                f"d_{w.name}{mark}", (count, a.k, columns) if count > 1 else (a.k, columns), form, Role.GRADIENT
+            )
             name = op.name + (f"{number}" if mark else "") + WEIGHT_GRADIENT
-            found.append(Op(name, OpKind.MATMUL, op.role, (left, right), (grad,), MatmulAttrs(count, a.k, rows, columns)))
+            found.append(
+                Op(name, OpKind.MATMUL, op.role, (left, right), (grad,), MatmulAttrs(count, a.k, rows, columns))
+            )
         return found
 
     def attention(self, op: Op, a: AttentionAttrs) -> Op:
-        """Scores again, then the gradients of scores, values, queries and keys, as one fused kernel does it (Dao et al.,
+        """Scores again, then gradients of scores, values, queries and keys, as one fused kernel does it (Dao et al.,
         https://arxiv.org/abs/2205.14135): multiply-accumulates pairs x heads x (3 key + 2 value sizes).
         """
         saved = tuple(self.saved(t) if t.role is Role.ACTIVATION else t for t in op.inputs)
@@ -376,12 +400,23 @@ class _Gradients:
         dy = self.gradient(op.outputs[0])
         if a.function in ("add", "bias", "copy", "cast"):
             # Gradients of a sum pass on as they are; where the residual stream meets its branch they are added.
-            targets = [self.gradient(t) for t in op.inputs if t.role is Role.ACTIVATION and t.name != op.outputs[0].name]
+            targets = [
+                self.gradient(t) for t in op.inputs if t.role is Role.ACTIVATION and t.name != op.outputs[0].name
+            ]
             found = []
             for number, target in enumerate(targets):
                 if target.name != dy.name and target.elements == dy.elements:
                     name = f"{op.name}{INPUT_GRADIENT}{number or ''}"
-                    found.append(Op(name, OpKind.ELEMENTWISE, op.role, (dy,), (target,), ElementwiseAttrs("copy", target.elements)))
+                    found.append(
+                        Op(
+                            name,
+                            OpKind.ELEMENTWISE,
+                            op.role,
+                            (dy,),
+                            (target,),
+                            ElementwiseAttrs("copy", target.elements),
+                        )
+                    )
             return found
         inputs = [t for t in op.inputs if t.role is Role.ACTIVATION]
         grads = tuple(dict.fromkeys(self.gradient(t) for t in inputs if t.name != CARRIED))
@@ -391,8 +426,26 @@ class _Gradients:
         saved = tuple(self.saved(t) for t in inputs)
         if a.function in ("rotary", "scale"):
             outs = tuple(self.gradient(t) for t in op.outputs)
-            return [Op(op.name + INPUT_GRADIENT, OpKind.ELEMENTWISE, op.role, outs, grads, ElementwiseAttrs(a.function, elements))]
-        return [Op(op.name + INPUT_GRADIENT, OpKind.ELEMENTWISE, op.role, (dy, *saved), grads, ElementwiseAttrs(a.function, elements))]
+            return [
+                Op(
+                    op.name + INPUT_GRADIENT,
+                    OpKind.ELEMENTWISE,
+                    op.role,
+                    outs,
+                    grads,
+                    ElementwiseAttrs(a.function, elements),
+                )
+            ]
+        return [
+            Op(
+                op.name + INPUT_GRADIENT,
+                OpKind.ELEMENTWISE,
+                op.role,
+                (dy, *saved),
+                grads,
+                ElementwiseAttrs(a.function, elements),
+            )
+        ]
 
     def reduction(self, op: Op, a: ReduceAttrs) -> list[Op]:
         x = op.inputs[0]
@@ -404,16 +457,43 @@ class _Gradients:
         grad = self.gradient(x)
         own = grad if x.name != CARRIED else replace(grad, name=f"d_{op.outputs[0].name}_in")
         name = op.name + INPUT_GRADIENT
-        found = [Op(name, OpKind.REDUCE, op.role, (replace(dy, shape=(a.rows, a.columns)), self.saved(x)), (own,), ReduceAttrs(a.function, a.rows, a.columns))]
+        found = [
+            Op(
+                name,
+                OpKind.REDUCE,
+                op.role,
+                (replace(dy, shape=(a.rows, a.columns)), self.saved(x)),
+                (own,),
+                ReduceAttrs(a.function, a.rows, a.columns),
+            )
+        ]
         if x.name == CARRIED:
-            found.append(Op(f"{name}_add", OpKind.ELEMENTWISE, "residual", (grad, own), (grad,), ElementwiseAttrs("add", grad.elements)))
+            found.append(
+                Op(
+                    f"{name}_add",
+                    OpKind.ELEMENTWISE,
+                    "residual",
+                    (grad, own),
+                    (grad,),
+                    ElementwiseAttrs("add", grad.elements),
+                )
+            )
         for number, gain in enumerate(t for t in op.inputs[1:] if t.role is Role.WEIGHT):
             if self.params.trainable == "adapters":
                 break
             flat = replace(dy, shape=(a.columns, a.rows))
             d = replace(gain, name=f"d_{gain.name}", role=Role.GRADIENT)
             if gain.elements == a.columns:
-                found.append(Op(f"{op.name}{number or ''}_dgain", OpKind.REDUCE, op.role, (flat,), (d,), ReduceAttrs("sum", a.columns, a.rows)))
+                found.append(
+                    Op(
+                        f"{op.name}{number or ''}_dgain",
+                        OpKind.REDUCE,
+                        op.role,
+                        (flat,),
+                        (d,),
+                        ReduceAttrs("sum", a.columns, a.rows),
+                    )
+                )
         return found
 
     def move(self, op: Op, a: MoveAttrs) -> list[Op]:
@@ -431,7 +511,16 @@ class _Gradients:
         # A gather's gradient is a scatter that adds, and the other way round.
         kind = OpKind.SCATTER if op.kind is OpKind.GATHER else OpKind.GATHER
         grad = self.gradient(source)
-        return [Op(op.name + INPUT_GRADIENT, kind, op.role, (dy,), (grad,), MoveAttrs(a.table, a.rows, a.row_bytes, a.vector_ops))]
+        return [
+            Op(
+                op.name + INPUT_GRADIENT,
+                kind,
+                op.role,
+                (dy,),
+                (grad,),
+                MoveAttrs(a.table, a.rows, a.row_bytes, a.vector_ops),
+            )
+        ]
 
 
 def _turned(shape: tuple[int, ...] | None) -> tuple[int, ...] | None:

@@ -89,10 +89,18 @@ def dtype(trace: Trace, params: DType) -> Trace:
         new = replace(op, inputs=inputs, outputs=outputs, attrs=attrs)
         x = new.inputs[0] if new.inputs else None
         product = isinstance(attrs, (MatmulAttrs, AttentionAttrs))
-        if params.activations and product and x is not None and x.role is Role.ACTIVATION and x.format != params.activations:
+        if (
+            params.activations
+            and product
+            and x is not None
+            and x.role is Role.ACTIVATION
+            and x.format != params.activations
+        ):
             if not params.online:
                 return (replace(new, inputs=(replace(x, format=params.activations), *new.inputs[1:])),)
-            made = replace(x, name=f"{x.name}_{params.activations}", format=params.activations, whole=None, sparsity=None)
+            made = replace(
+                x, name=f"{x.name}_{params.activations}", format=params.activations, whole=None, sparsity=None
+            )
             cast = Op(
                 f"{op.name}_quantize", OpKind.ELEMENTWISE, op.role, (x,), (made,),
                 ElementwiseAttrs("quantize", made.elements),
@@ -107,8 +115,8 @@ class XForm(Schema):
     """A transform of the inputs (or outputs) of the selected products, online, or folded into the weights beforehand.
 
     hadamard: blocks of `block` columns, log2(block) additions an element on the vector unit, or a product with a small
-    constant matrix on the array · rotation: a product with a full square matrix · affine: a product with a square matrix
-    for each block · permutation: columns in another order. Columns that `block` does not divide are refused.
+    constant matrix on the array · rotation: a product with a full square matrix · affine: a product with a square
+    matrix for each block · permutation: columns in another order. Columns that `block` does not divide are refused.
     """
 
     kind: Literal["hadamard", "rotation", "affine", "permutation"]
@@ -134,7 +142,7 @@ def xform(trace: Trace, params: XForm) -> Trace:
 
     def edit(op: Op, p: Pass) -> Sequence[Op]:
         attrs = op.attrs
-        if not isinstance(attrs, MatmulAttrs) or attrs.batch != 1 and attrs.group_m is None:
+        if not isinstance(attrs, MatmulAttrs) or (attrs.batch != 1 and attrs.group_m is None):
             raise ConfigError(f"{op.name} is no plain product; name products in where.operators", key="where.operators")
         if params.side == "input":
             x = op.inputs[0]
