@@ -352,7 +352,7 @@ def _tier(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
 
 
 def _erase(trace: Trace, params: Kv, context: Context) -> Trace:
-    """A saw-tooth: after every `trigger` new tokens, all but `keep` of them leave the cache; these are encoded again."""
+    """A saw-tooth: after every `trigger` new tokens all but `keep` of them leave the cache; these are encoded again."""
     assert params.trigger is not None
     assert params.keep is not None
     decoding = decoding_of(trace, "kv policy erase")
@@ -438,4 +438,8 @@ def _fill(trace: Trace, params: Kv, context: Context) -> Trace:
         op = Op("kv_map", OpKind.MATMUL, "attention", (source, weight), (target,), MatmulAttrs(1, tokens, entry, own))
         mapped = Block("kv_map", context.model.layers, (op,))
         passes.append(Pass(f"{p.name}.map", "prefill", (mapped,), tokens))
+        if p.generated:
+            # The first new token comes from the model itself, which reads the last position of each prompt.
+            last = [RequestSpan(s.count, 1, s.length - 1) for s in spans]
+            passes.append(context.builder.build_pass(f"{p.name}.first", "decode", last, latent_form="absorbed"))
     return replace(trace, passes=tuple(passes))

@@ -28,6 +28,7 @@ from workloads.trace import (
 )
 from workloads.transforms.graph import Edited, Site, edit_layers, edit_ops, map_passes
 from workloads.transforms.rates import Density, portion
+from workloads.transforms.training import saved_tensors
 from workloads.transforms.where import Where
 
 _MEMORY = {
@@ -121,13 +122,13 @@ def _offload_activations(trace: Trace, params: Memory) -> Trace:
     backward = next((p for p in trace.passes if p.phase == "backward"), None)
     if forward is None or backward is None:
         raise ConfigError("needs a training step with a backward pass (primitive train)", key="memory.what")
-    saved: dict[str, list[Tensor]] = {}
+    saved: dict[str, tuple[Tensor, ...]] = {}
     blocks: list[Block] = []
     for block in backward.blocks:
-        kept = {t.name: t for op in block.ops for t in op.inputs if t.name.startswith("saved.")}
-        saved[block.name.removesuffix(".backward")] = list(kept.values())
+        kept = saved_tensors(block)
+        saved[block.name.removesuffix(".backward")] = kept
         fetches = []
-        for tensor in kept.values():
+        for tensor in kept:
             here = _share_of(tensor, params.share)
             away = replace(here, tier=params.tier, name=f"{params.tier}.{here.name}")
             fetch = TransferAttrs(params.tier, "device", away.bytes)
@@ -139,14 +140,14 @@ def _offload_activations(trace: Trace, params: Memory) -> Trace:
     for block in forward.blocks:
         stores = []
         made = {t.name: t for op in block.ops for t in op.outputs}
-        for tensor in saved.get(block.name, []):
-            source = made.get(tensor.name.removeprefix("saved."))
+        for tensor in saved.get(block.name, ()):
+            source = made.get(tensor.name.removeprefix("saved.").partition(".")[0])
             if source is not None and block.first_layer is not None:
-                part = _share_of(replace(source, whole=None), params.share)
+                part = _share_of(replace(source, shape=tensor.shape, whole=None), params.share)
                 attrs = TransferAttrs("device", params.tier, part.bytes)
                 stores.append(
                     Op(
-                        f"{source.name}_store",
+                        f"{tensor.name.replace('.', '_')}_store",
                         OpKind.TRANSFER,
                         "memory",
                         (part,),
@@ -261,7 +262,7 @@ class Schedule(Schema):
 
 
 def schedule(trace: Trace, params: Schedule) -> Trace:
-    """Closed form: a collective adds one operator of share x result bytes after each selected one; hints add no work."""
+    """Closed form: a collective adds an operator of share x result bytes after each selected one; hints add no work."""
     if params.kind == "collective":
         assert params.devices is not None
         devices = params.devices

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from sim.config import ConfigError
 from workloads.formats import storage_bytes
-from workloads.schema import Count, Schema, Size
+from workloads.schema import Schema, Size
 from workloads.trace import (
     CARRIED,
     AttentionAttrs,
@@ -39,6 +39,13 @@ from workloads.transforms.graph import (
 from workloads.transforms.rates import Rate, portion
 from workloads.transforms.where import Where
 
+Depth = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]+%$")]
+
+
+def _layer(depth: Depth, layers: int) -> int:
+    """The layer at a share of the depth."""
+    return depth if isinstance(depth, int) else int(depth[:-1]) * layers // 100
+
 
 class Tokens(Schema):
     """Of `count` positions of each request (or a `share` of its new ones) only the share `keep` goes on from the first
@@ -55,8 +62,8 @@ class Tokens(Schema):
     share: Rate | None = Field(None, description="The same as a share of the new positions of a prefill.")
     keep: Rate
     scorer: Literal["none", "norm", "attention"] = "none"
-    from_layer: Count = 0
-    to_layer: Count | None = None
+    from_layer: Depth = Field(0, description="First layer that works on fewer positions: a number, or a share: 30%.")
+    to_layer: Depth | None = Field(None, description="Last such layer; default: the model's last.")
     where: Where = Where()
 
     @model_validator(mode="after")
@@ -87,13 +94,14 @@ def tokens(trace: Trace, params: Tokens) -> Trace:
     if params.keep == 1:
         return trace
     layers = max((layer_count_of(p) for p in trace.passes if params.where.takes_pass(p)), default=0)
-    last = layers - 1 if params.to_layer is None else params.to_layer
-    if params.from_layer > last or last >= layers:
+    last = layers - 1 if params.to_layer is None else _layer(params.to_layer, layers)
+    first = _layer(params.from_layer, layers)
+    if first > last or last >= layers:
         raise ConfigError(
-            f"layers {params.from_layer} to {last} are none of the model's {layers} (0 to {layers - 1})",
+            f"layers {first} to {last} are none of the model's {layers} (0 to {layers - 1})",
             key="from_layer",
         )
-    where = params.where.model_copy(update={"layers": (f"{params.from_layer}-{last}",)})
+    where = params.where.model_copy(update={"layers": (f"{first}-{last}",)})
 
     def edit(ops: tuple[Op, ...], site: Site) -> Edited:
         spans = spans_of(ops)
@@ -101,7 +109,7 @@ def tokens(trace: Trace, params: Tokens) -> Trace:
             raise ConfigError("finds a layer without attention, which does not tell requests apart", key="from_layer")
         kept = tuple(_without(s, params) for s in spans)
         total, rows = tokens_of(ops), sum(s.tokens for s in kept)
-        lead = scorer(ops, params, site.prefix) if site.layers[0] == params.from_layer else ()
+        lead = scorer(ops, params, site.prefix) if site.layers[0] == first else ()
         if params.action == "kv_only":
             found = ops
             idle: list[Tensor] = []

@@ -295,9 +295,12 @@ class _Gradients:
         self.params, self.block, self.chain, self.tokens = params, block, chain, tokens
         self.made_again: set[str] = set()
 
-    def saved(self, tensor: Tensor) -> Tensor:
-        again = tensor.name in self.made_again
-        return replace(tensor, name=f"{'again' if again else 'saved'}.{tensor.name}", whole=None)
+    def saved(self, tensor: Tensor, op: Op) -> Tensor:
+        """What the forward pass kept for `op`, or made again. The residual stream has a value for each reader."""
+        if tensor.name in self.made_again:
+            return replace(tensor, name=f"again.{tensor.name}", whole=None)
+        reader = f".{plain(op.name)}" if tensor.name == CARRIED else ""
+        return replace(tensor, name=f"saved.{tensor.name}{reader}", whole=None)
 
     def gradient(self, tensor: Tensor) -> Tensor:
         """The gradient of an activation; that of the residual stream is what the backward pass carries."""
@@ -353,7 +356,7 @@ class _Gradients:
         elif not weight and self.chain:
             other = Op(
                 f"{op.name}_dy", OpKind.MATMUL, op.role,
-                (replace(self.saved(x), shape=(a.batch, a.k, a.m)), replace(dy, shape=(a.batch, a.m, a.n))),
+                (replace(self.saved(x, op), shape=(a.batch, a.k, a.m)), replace(dy, shape=(a.batch, a.m, a.n))),
                 (self.gradient(w),), MatmulAttrs(a.batch, a.k, a.m, a.n),
             )  # fmt: skip
             found.append(other)
@@ -371,7 +374,7 @@ class _Gradients:
         found = []
         for number, (rows, count) in enumerate(sizes.items()):
             mark = f".{number}" if len(sizes) > 1 else ""
-            left = replace(self.saved(x), shape=(count, a.k, rows))
+            left = replace(self.saved(x, op), shape=(count, a.k, rows))
             right = replace(dy, shape=(count, rows, columns))
             grad = Tensor(
                 f"d_{w.name}{mark}", (count, a.k, columns) if count > 1 else (a.k, columns), form, Role.GRADIENT
@@ -386,8 +389,8 @@ class _Gradients:
         """Scores again, then gradients of scores, values, queries and keys, as one fused kernel does it (Dao et al.,
         https://arxiv.org/abs/2205.14135): multiply-accumulates pairs x heads x (3 key + 2 value sizes).
         """
-        saved = tuple(self.saved(t) if t.role is Role.ACTIVATION else t for t in op.inputs)
-        out, dy = self.saved(op.outputs[0]), self.gradient(op.outputs[0])
+        saved = tuple(self.saved(t, op) if t.role is Role.ACTIVATION else t for t in op.inputs)
+        out, dy = self.saved(op.outputs[0], op), self.gradient(op.outputs[0])
         inputs = (*saved, out, dy)
         outputs = tuple(self.gradient(t) for t in op.inputs if t.role is Role.ACTIVATION)
         macs = a.pairs * a.heads * (3 * a.head_dim + 2 * a.v_head_dim)
@@ -423,7 +426,7 @@ class _Gradients:
         if not grads:
             return []
         elements = sum(t.elements for t in grads)
-        saved = tuple(self.saved(t) for t in inputs)
+        saved = tuple(self.saved(t, op) for t in inputs)
         if a.function in ("rotary", "scale"):
             outs = tuple(self.gradient(t) for t in op.outputs)
             return [
@@ -462,7 +465,7 @@ class _Gradients:
                 name,
                 OpKind.REDUCE,
                 op.role,
-                (replace(dy, shape=(a.rows, a.columns)), self.saved(x)),
+                (replace(dy, shape=(a.rows, a.columns)), self.saved(x, op)),
                 (own,),
                 ReduceAttrs(a.function, a.rows, a.columns),
             )
@@ -533,6 +536,17 @@ def saved_bytes(trace: Trace) -> int:
     for p in trace.passes:
         if p.phase == "backward":
             for block in p.blocks:
-                kept = {t.name: t.bytes for op in block.ops for t in op.inputs if t.name.startswith("saved.")}
-                total += block.repeat * sum(kept.values())
+                total += block.repeat * sum(t.bytes for t in saved_tensors(block))
     return total
+
+
+def saved_tensors(block: Block) -> tuple[Tensor, ...]:
+    """What a block of a backward pass reads of the forward pass, each buffer once, as much of it as is read at most."""
+    found: dict[str, Tensor] = {}
+    for op in block.ops:
+        for tensor in op.inputs:
+            if tensor.name.startswith("saved.") and (
+                tensor.name not in found or found[tensor.name].bytes < tensor.bytes
+            ):
+                found[tensor.name] = tensor
+    return tuple(found.values())
