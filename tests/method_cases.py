@@ -17,8 +17,8 @@ DECODER = {
 DRAFT = {**DECODER, "name": "tiny-draft", "layers": 2, "hidden": 32, "ffn": {"hidden": 64, "activation": "swiglu"}}
 EXPERTS = {**DECODER, "name": "tiny-experts", "moe": {"experts": 8, "top_k": 2, "hidden": 64}}
 VISION = {
-    "schema": "opcycle/model/1", "name": "tiny-vision", "kind": "vision", "layers": 12, "hidden": 64, "max_position": 64,
-    "position": "learned", "classes": 10, "attention": {"heads": 4, "kv_heads": 4, "head_dim": 16},
+    "schema": "opcycle/model/1", "name": "tiny-vision", "kind": "vision", "layers": 12, "hidden": 64,
+    "max_position": 64, "position": "learned", "classes": 10, "attention": {"heads": 4, "kv_heads": 4, "head_dim": 16},
     "ffn": {"hidden": 256, "activation": "gelu", "bias": True}, "norm": {"kind": "layernorm"},
     "patch": {"size": 4, "channels": 3, "image": 24},
 }  # fmt: skip

@@ -90,7 +90,7 @@ def test_everything_accepted(folder: Path) -> None:
 
 
 def test_expected_length_is_the_known_formula() -> None:
-    # Leviathan et al. (arXiv 2211.17192), eq. 1: (1 - a^(g + 1)) / (1 - a) tokens an iteration, one of them the target's.
+    # Leviathan et al. (arXiv 2211.17192), eq. 1: (1 - a^(g + 1)) / (1 - a) tokens an iteration, one of them its own.
     rate, length = Fraction(4, 5), 4
     assert expected_accepted(Accept(rate=0.8), length) + 1 == (1 - rate ** (length + 1)) / (1 - rate)
     assert expected_accepted(Accept(distribution=(1, 2, 1)), 2) == 1

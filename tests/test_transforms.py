@@ -167,7 +167,7 @@ def test_drop_removes_work_weights_and_cache(folder: Path) -> None:
     assert layers.work == halves.work
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(first=st.sets(st.integers(0, 7), min_size=1), second=st.sets(st.integers(0, 7), min_size=1))
 def test_drops_commute(tmp_path_factory: pytest.TempPathFactory, first: set[int], second: set[int]) -> None:
     folder = tmp_path_factory.getbasetemp()
@@ -469,8 +469,13 @@ def test_densities_by_layer(folder: Path) -> None:
 SMALL_MASKS = st.one_of(
     st.builds(Mask, st.just("window"), window=st.integers(1, 9), sinks=st.integers(0, 3), both=st.booleans()),
     st.builds(Mask, st.just("top_k"), top_k=st.integers(1, 9), both=st.booleans()),
-    st.builds(Mask, st.just("block_sparse"), block=st.integers(1, 5), density=st.sampled_from([0.2, 0.5, 1.0]), both=st.booleans()),
-    st.builds(Mask, st.just("pooled"), block=st.integers(1, 5), levels=st.just(((1, 0.5), (2, 0.25))), both=st.booleans()),
+    st.builds(
+        Mask, st.just("block_sparse"), block=st.integers(1, 5), density=st.sampled_from([0.2, 0.5, 1.0]),
+        both=st.booleans(),
+    ),
+    st.builds(
+        Mask, st.just("pooled"), block=st.integers(1, 5), levels=st.just(((1, 0.5), (2, 0.25))), both=st.booleans()
+    ),
 )  # fmt: skip
 
 

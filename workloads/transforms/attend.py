@@ -5,32 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from math import ceil
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from sim.config import ConfigError
 from workloads.formats import storage_bytes
-from workloads.names import FormatName
 from workloads.schema import Count, Schema, Size
 from workloads.trace import (
     AttentionAttrs,
-    CustomAttrs,
     ElementwiseAttrs,
     Mask,
-    MatmulAttrs,
     MoveAttrs,
     Op,
     OpKind,
-    ReduceAttrs,
     RequestSpan,
     Role,
     Tensor,
     Trace,
-    visible_pairs,
 )
 from workloads.transforms.graph import Edited, Site, edit_layers, layer_count, number_layers
+from workloads.transforms.indexer import Indexer, index
+from workloads.transforms.linear import linear
 from workloads.transforms.rates import Density, exact
 from workloads.transforms.remask import remask
 from workloads.transforms.where import Where
@@ -82,28 +78,6 @@ class Heads(Shape):
     """The kind of a share of the heads."""
 
     share: Density
-
-
-class Stage(Schema):
-    """One round of scores: of all entries, pooled `pool` to one, or of the best `keys` positions so far."""
-
-    pool: Size = 1
-    keys: Size | None = None
-
-
-class Indexer(Schema):
-    """What chooses the keys: scores of `heads` index heads of `dim`, stage by stage, and a selection by `sweeps` passes
-    over them (a radix select of 32-bit scores takes four).
-
-    own_keys: it projects queries and keys of its own and caches the keys in `format`; else it scores with the layer's.
-    """
-
-    heads: Size
-    dim: Size
-    stages: tuple[Stage, ...] = (Stage(),)
-    own_keys: bool = True
-    format: FormatName | None = None
-    sweeps: Size = 4
 
 
 class MaskParams(Shape):
@@ -323,197 +297,3 @@ def _by_heads(ops: Sequence[Op], op: Op, params: MaskParams) -> tuple[list[Op], 
             )
             append[other.name] = replace(other, outputs=outputs)
     return found, append
-
-
-def linear(ops: Sequence[Op], op: Op, features: int, mark: str, causal_cache: bool) -> list[Op]:
-    """Linear attention in the state form: state += phi(k)^T v, result = phi(q) state, for each key/value head.
-
-    Multiply-accumulates: tokens x (kv_heads + heads) x features x value size. With features unlike the head size,
-    queries and keys are projected to them first.
-    """
-    attrs = op.attrs
-    assert isinstance(attrs, AttentionAttrs)
-    if attrs.latent:
-        raise ConfigError("linear attention needs keys and values of their own, not latent attention", key="kind")
-    if attrs.heads % attrs.kv_heads or len({s.query for s in attrs.requests}) > 1:
-        raise ConfigError("linear attention needs requests of as many new positions each", key="kind")
-    requests = sum(s.count for s in attrs.requests)
-    query, tokens = attrs.requests[0].query, attrs.tokens
-    group, d, v_dim = attrs.heads // attrs.kv_heads, attrs.head_dim, attrs.v_head_dim
-    form = op.inputs[0].format
-    prefix = op.name.removesuffix("attention")
-    q = replace(op.inputs[0], shape=(tokens, attrs.heads * d), whole=None)
-    k_name = "k" if any(t.name == "k" for o in ops for t in o.outputs) else q.name
-    v_name = "qkv" if any(t.name == "qkv" for o in ops for t in o.outputs) else "v"
-    k = Tensor(k_name, (tokens, attrs.kv_heads * d), form, Role.ACTIVATION)
-    v = Tensor(v_name, (tokens, attrs.kv_heads * v_dim), form, Role.ACTIVATION)
-    found: list[Op] = []
-    for name, x, heads in (("q", q, attrs.heads), ("k", k, attrs.kv_heads)):
-        mapped = Tensor(f"{name}_features{mark}", (tokens, heads * features), form, Role.ACTIVATION)
-        source = x
-        if features != d:
-            weight = Tensor(f"{prefix}features_{name}{mark}.weight", (d, features), form, Role.WEIGHT)
-            source = Tensor(f"{name}_raw{mark}", (tokens * heads, features), form, Role.ACTIVATION)
-            product = MatmulAttrs(1, tokens * heads, d, features)
-            found.append(Op(f"{prefix}project_{name}{mark}", OpKind.MATMUL, op.role, (x, weight), (source,), product))
-        found.append(
-            Op(
-                f"{prefix}map_{name}{mark}",
-                OpKind.ELEMENTWISE,
-                op.role,
-                (source,),
-                (mapped,),
-                ElementwiseAttrs("relu", mapped.elements),
-            )
-        )
-    members = requests * attrs.kv_heads
-    state = Tensor(
-        f"{prefix}state{mark}" if causal_cache else f"state{mark}", (members, features, v_dim), form,
-        Role.KV if causal_cache else Role.ACTIVATION,
-    )  # fmt: skip
-    made = Tensor(f"state_new{mark}", (members, features, v_dim), form, Role.ACTIVATION)
-    k_features = Tensor(f"k_features{mark}", (members, features, query), form, Role.ACTIVATION)
-    values = replace(v, shape=(members, query, v_dim))
-    found.append(
-        Op(
-            f"{prefix}state_update{mark}",
-            OpKind.MATMUL,
-            op.role,
-            (k_features, values),
-            (made,),
-            MatmulAttrs(members, features, query, v_dim),
-        )
-    )
-    if causal_cache:
-        total = replace(made, name=f"state_sum{mark}")
-        found.append(
-            Op(
-                f"{prefix}state_add{mark}",
-                OpKind.ELEMENTWISE,
-                op.role,
-                (made, state),
-                (total,),
-                ElementwiseAttrs("add", made.elements),
-            )
-        )
-        move = MoveAttrs("state", members, storage_bytes((features, v_dim), form))
-        found.append(Op(f"{prefix}state_keep{mark}", OpKind.SCATTER, op.role, (total,), (state,), move))
-        made = total
-    q_features = Tensor(f"q_features{mark}", (members, query * group, features), form, Role.ACTIVATION)
-    found.append(
-        Op(
-            f"{prefix}linear_attention{mark}",
-            OpKind.MATMUL,
-            op.role,
-            (q_features, made),
-            op.outputs,
-            MatmulAttrs(members, query * group, features, v_dim),
-        )
-    )
-    return found
-
-
-def index(ops: Sequence[Op], op: Op, indexer: Indexer) -> list[Op]:
-    """The operators that choose keys, before the attention operator `op` of a layer.
-
-    Multiply-accumulates: for each stage, pairs of new positions and entries x heads x dim, and tokens x hidden x
-    (heads + 1) x dim for the projections of its own keys. Decode steps score by products of their own, longer queries
-    in one operator that leaves out what they cannot see.
-    """
-    attrs = op.attrs
-    assert isinstance(attrs, AttentionAttrs)
-    prefix = op.name.removesuffix("attention")
-    heads, dim = indexer.heads, indexer.dim
-    tokens, form = attrs.tokens, op.inputs[0].format
-    key_form = indexer.format or form
-    fed = next((o for o in ops if o.kind is OpKind.MATMUL and o.role == "attention"), None)
-    if fed is None:
-        raise ConfigError("finds no projection in the layer that an indexer could share the input of", key="indexer")
-    x, weight = fed.inputs[0], fed.inputs[1]
-    owner = weight.name.removesuffix(f"{fed.name.rpartition('.')[2]}.weight")
-    found: list[Op] = []
-    q = Tensor("index_q", (tokens, heads * dim), form, Role.ACTIVATION)
-    cached = any(t.role is Role.KV for t in op.inputs)
-    cache_role = Role.KV if cached else Role.ACTIVATION
-    cache_name = f"{prefix}index_cache" if indexer.own_keys or not cached else op.inputs[1].name
-    if indexer.own_keys:
-        k = Tensor("index_k", (tokens, dim), form, Role.ACTIVATION)
-        for name, width, out in (("index_q", heads * dim, q), ("index_k", dim, k)):
-            w = Tensor(f"{owner}{name}.weight", (x.shape[-1], width), weight.format, Role.WEIGHT)
-            found.append(
-                Op(
-                    f"{prefix}{name}",
-                    OpKind.MATMUL,
-                    "attention",
-                    (x, w),
-                    (out,),
-                    MatmulAttrs(1, tokens, x.shape[-1], width),
-                )
-            )
-        new = Tensor(cache_name, (tokens, dim), key_form, cache_role)
-        move = MoveAttrs("index_append", tokens, storage_bytes((dim,), key_form))
-        found.append(Op(f"{prefix}index_append", OpKind.SCATTER, "attention", (k,), (new,), move))
-    else:
-        q = replace(op.inputs[0], shape=(tokens, heads * dim)) if tokens * heads * dim <= op.inputs[0].elements else q
-    for number, stage in enumerate(indexer.stages):
-        for part, span in enumerate(attrs.requests):
-            name = f"{prefix}index_score{number}" + (f"_{part}" if len(attrs.requests) > 1 else "")
-            length = min(stage.keys or span.length, span.length)
-            entries = ceil(Fraction(length, stage.pool))
-            size = storage_bytes((dim,), key_form)
-            chosen = Tensor(f"{name.rpartition('.')[2]}_chosen", (span.tokens,), "int32", Role.INDEX)
-            if span.query > 1:
-                pairs = visible_pairs(
-                    Mask("causal") if attrs.mask.kind != "full" else attrs.mask, span.query, span.past
-                )
-                pairs = ceil(Fraction(pairs * length, span.length * stage.pool)) * span.count
-                read = span.count * entries * size + storage_bytes((span.tokens, heads * dim), form)
-                work = CustomAttrs(
-                    2 * pairs * heads * dim, pairs * (heads + indexer.sweeps), read, 4 * span.tokens, "array"
-                )
-                found.append(Op(name, OpKind.CUSTOM, "attention", (q,), (chosen,), work))
-                continue
-            whole = (span.count, dim, span.length)
-            keys = Tensor(
-                cache_name,
-                (span.count, dim, entries),
-                key_form,
-                cache_role,
-                whole=None if entries == span.length else whole,
-            )
-            if not indexer.own_keys and cached:
-                keys = replace(keys, name=f"{prefix}pooled_keys", whole=None)
-            scores = Tensor(f"{name.rpartition('.')[2]}_heads", (span.count * heads, entries), form, Role.ACTIVATION)
-            part_q = replace(q, shape=(span.count, heads, dim), whole=None)
-            found.append(
-                Op(
-                    name,
-                    OpKind.MATMUL,
-                    "attention",
-                    (part_q, keys),
-                    (scores,),
-                    MatmulAttrs(span.count, heads, dim, entries),
-                )
-            )
-            total = Tensor(f"{name.rpartition('.')[2]}_sum", (span.count, entries), form, Role.ACTIVATION)
-            found.append(
-                Op(
-                    f"{name}_sum",
-                    OpKind.REDUCE,
-                    "attention",
-                    (scores,),
-                    (total,),
-                    ReduceAttrs("sum", span.count * entries, heads),
-                )
-            )
-            found.append(
-                Op(
-                    f"{name}_select",
-                    OpKind.REDUCE,
-                    "attention",
-                    (total,),
-                    (chosen,),
-                    ReduceAttrs("topk", span.count, entries, keep=indexer.sweeps),
-                )
-            )
-    return found

@@ -31,20 +31,9 @@ from workloads.trace import (
 )
 from workloads.transforms.context import Context
 from workloads.transforms.draws import Stream
-from workloads.transforms.graph import (
-    Edited,
-    Half,
-    Site,
-    edit_layers,
-    halves,
-    spans_of,
-    spread,
-    thin,
-    tokens_of,
-    weights_of,
-    with_rows,
-)
+from workloads.transforms.graph import Edited, Half, Site, edit_layers, halves, spans_of, tokens_of, weights_of
 from workloads.transforms.rates import Rate, exact
+from workloads.transforms.rows import spread, thin, with_rows
 from workloads.transforms.where import Where
 
 

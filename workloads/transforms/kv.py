@@ -9,11 +9,8 @@ from typing import Literal
 from pydantic import model_validator
 
 from sim.config import ConfigError
-from workloads.formats import storage_bytes
 from workloads.schema import Count, Schema, Size
 from workloads.trace import (
-    CARRIED,
-    AttentionAttrs,
     Block,
     ElementwiseAttrs,
     Mask,
@@ -22,7 +19,6 @@ from workloads.trace import (
     Op,
     OpKind,
     Pass,
-    ReduceAttrs,
     RequestSpan,
     Role,
     Tensor,
@@ -30,8 +26,9 @@ from workloads.trace import (
     TransferAttrs,
 )
 from workloads.transforms.context import Context, decoding_of, group, instead_of_decoding, pass_spans
-from workloads.transforms.graph import Edited, Site, edit_layers, half, layer_count, number_layers, with_rows
+from workloads.transforms.graph import Edited, Site, edit_layers, layer_count, number_layers
 from workloads.transforms.rates import Density
+from workloads.transforms.recompute import cached_attention, recomputed, rerun
 from workloads.transforms.remask import remask
 from workloads.transforms.where import Where
 
@@ -103,8 +100,11 @@ def kv(trace: Trace, params: Kv, context: Context) -> Trace:
         return _without_prefix(trace, params, context)
     if params.policy == "fill":
         return _fill(trace, params, context)
-    edits = {"budget": _budget, "entry": _entry, "share": _share, "recompute": _recompute, "tier": _tier}
-    one = edits[params.policy]
+    if params.policy == "recompute" and params.interval == 1:
+        return edit_layers(trace, params.where, lambda ops, site: Edited(recomputed(ops, site)))
+    if params.policy == "recompute":
+        return rerun(number_layers(trace), params.where, params.interval)
+    one = {"budget": _budget, "entry": _entry, "share": _share, "tier": _tier}[params.policy]
     if params.tokens == 1 or params.group == 1:
         return trace
     where = params.where
@@ -113,21 +113,12 @@ def kv(trace: Trace, params: Kv, context: Context) -> Trace:
         layers = sorted(where.numbers(max(layer_count(p) for p in trace.passes if where.takes_pass(p))))
         followers = tuple(n for i, n in enumerate(layers) if i % (params.group or 1))
         where = where.model_copy(update={"layers": followers, "every": 1})
-    if params.policy == "recompute" and params.interval > 1:
-        return _rerun(number_layers(trace), params)
     return edit_layers(trace, where, lambda ops, site: Edited(one(ops, params, site)))
-
-
-def _attention(ops: tuple[Op, ...]) -> tuple[int, Op, AttentionAttrs] | None:
-    for i, op in enumerate(ops):
-        if isinstance(op.attrs, AttentionAttrs) and any(t.role is Role.KV for t in op.inputs):
-            return i, op, op.attrs
-    return None
 
 
 def _budget(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
     """Keys seen and kept are at most `budget` a request: min(budget, positions), for each new position."""
-    found = _attention(ops)
+    found = cached_attention(ops)
     assert params.budget is not None
     if found is None:
         return ops
@@ -145,7 +136,7 @@ def _budget(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
 
 def _entry(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
     """A request with n cached positions has ceil(n / tokens) entries."""
-    found = _attention(ops)
+    found = cached_attention(ops)
     if found is None:
         return ops
     i, op, attrs = found
@@ -159,7 +150,7 @@ def _share(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
 
     Tensors named `shared.` are another layer's and take no memory of their own.
     """
-    found = _attention(ops)
+    found = cached_attention(ops)
     if found is None:
         return ops
     i, op, attrs = found
@@ -182,151 +173,11 @@ def _share(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
     return (*kept, replace(op, inputs=inputs), *ops[i + 1 :])
 
 
-def _recompute(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
-    """Cached bytes a position are those of one vector of the model's width; each pass multiplies all cached positions
-    with the key and value columns: 2 x positions x hidden x (key + value columns) more.
-    """
-    found, part = _attention(ops), half(ops, "attention")
-    if found is None or part is None:
-        return ops
-    i, op, attrs = found
-    if attrs.latent or len(op.inputs) != 3:
-        raise ConfigError("recomputation needs keys and values of their own, not latent attention", key="policy")
-    fed = next(o for o in ops if o.name.rpartition(".")[2] == "qkv")
-    x, weight = fed.inputs[0], fed.inputs[1]
-    hidden = x.shape[-1]
-    columns = attrs.kv_heads * (attrs.head_dim + attrs.v_head_dim)
-    old = sum(s.count * s.past for s in attrs.requests)
-    append = next(o for o in ops if isinstance(o.attrs, MoveAttrs) and o.attrs.table == "kv_append")
-    prefix = op.name.removesuffix("attention")
-    form = append.outputs[0].format
-    cache = Tensor(f"{prefix}x_cache", (attrs.tokens, hidden), form, Role.KV)
-    move = MoveAttrs("kv_append", attrs.tokens, storage_bytes((hidden,), form))
-    keep_x = replace(append, inputs=(x,), outputs=(cache,), attrs=move)
-    new: list[Op] = [keep_x if o is append else o for o in ops[:i]]
-    positions = op.inputs[1].shape[0]
-    if old:
-        known = replace(cache, shape=(old, hidden), whole=(positions, hidden))
-        normed = Tensor("x_old", (old, hidden), x.format, Role.ACTIVATION)
-        norm = ops[part.start]
-        if norm.kind is OpKind.REDUCE and isinstance(norm.attrs, ReduceAttrs):
-            gains = tuple(t for t in norm.inputs if t.role is Role.WEIGHT)
-            again = ReduceAttrs(norm.attrs.function, old, hidden)
-            new.append(Op(f"{prefix}x_norm", OpKind.REDUCE, "norm", (known, *gains), (normed,), again))
-            known = normed
-        kv_weight = replace(weight, shape=(hidden, columns), whole=weight.whole or weight.shape)
-        out = Tensor("kv_old", (old, columns), x.format, Role.ACTIVATION)
-        new.append(
-            Op(
-                f"{prefix}kv_again",
-                OpKind.MATMUL,
-                op.role,
-                (known, kv_weight),
-                (out,),
-                MatmulAttrs(1, old, hidden, columns),
-            )
-        )
-    made = "kv_old" if old else fed.outputs[0].name
-    inputs = (
-        op.inputs[0],
-        Tensor(made, (positions, attrs.kv_heads * attrs.head_dim), x.format, Role.ACTIVATION),
-        Tensor(made, (positions, attrs.kv_heads * attrs.v_head_dim), x.format, Role.ACTIVATION),
-    )
-    return (*new, replace(op, inputs=inputs), *ops[i + 1 :])
-
-
-def _rerun(trace: Trace, params: Kv) -> Trace:
-    """One cached vector a position for `interval` layers: all of them but the last run for all positions again, as in a
-    prefill, and the last one makes its keys and values from what they give.
-    """
-    layers = sorted(params.where.numbers(max(layer_count(p) for p in trace.passes if params.where.takes_pass(p))))
-    last = {n for i, n in enumerate(layers) if i % params.interval == params.interval - 1 or i == len(layers) - 1}
-    first = {n for i, n in enumerate(layers) if i % params.interval == 0}
-
-    def edit(ops: tuple[Op, ...], site: Site) -> Edited:
-        if site.layers[0] in last:
-            made = _recompute(ops, params, site)
-            return Edited(made if site.layers[0] in first else tuple(_passing(op) for op in made))
-        found = _attention(ops)
-        if found is None:
-            return Edited(ops)
-        _, op, attrs = found
-        if attrs.latent or len(op.inputs) != 3:
-            raise ConfigError("recomputation needs keys and values of their own, not latent attention", key="policy")
-        whole = tuple(RequestSpan(s.count, s.length) for s in attrs.requests)
-        rows, tokens = sum(s.tokens for s in whole), attrs.tokens
-        body = _uncached([with_rows(o, tokens, rows, whole if o is op else None) for o in ops])
-        body = [replace(o, inputs=_plain(o.inputs), outputs=_plain(o.outputs)) for o in body]
-        if site.layers[0] not in first:
-            return Edited(tuple(body))
-        x = next(t for o in ops for t in o.inputs if t.name == CARRIED)
-        append = next(o for o in ops if isinstance(o.attrs, MoveAttrs) and o.attrs.table == "kv_append")
-        form, size = append.outputs[0].format, storage_bytes((x.shape[-1],), append.outputs[0].format)
-        cache = Tensor(f"{site.prefix}x_cache", (rows, x.shape[-1]), form, Role.KV)
-        new = replace(cache, shape=(tokens, x.shape[-1]), whole=cache.shape)
-        keep = Op(
-            f"{site.prefix}x_keep", OpKind.SCATTER, "attention", (x,), (new,), MoveAttrs("kv_append", tokens, size)
-        )
-        read = Op(
-            f"{site.prefix}x_read", OpKind.GATHER, "attention", (cache,), (replace(x, shape=(rows, x.shape[-1])),),
-            MoveAttrs("x_cache", rows, size),
-        )  # fmt: skip
-        return Edited((keep, read, *body))
-
-    # An edit stands for all layers alike, so each kind of place in an interval has its own turn.
-    for part in (first - last, last & first, last - first, set(layers) - first - last):
-        if part:
-            trace = edit_layers(
-                trace, params.where.model_copy(update={"layers": tuple(sorted(part)), "every": 1}), edit
-            )
-    return trace
-
-
-def _plain(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """All rows of the residual stream are at hand."""
-    return tuple(replace(t, whole=None) if t.name == CARRIED else t for t in tensors)
-
-
-def _passing(op: Op) -> Op:
-    """The last layer of an interval reads its inputs from the stream instead of from a cache of its own."""
-
-    def change(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(
-            replace(t, role=Role.ACTIVATION, name=CARRIED if len(t.shape) == 2 else t.name, whole=None)
-            if t.role is Role.KV
-            else t
-            for t in tensors
-        )
-
-    if isinstance(op.attrs, MoveAttrs) and op.attrs.table == "kv_append":
-        kept = replace(op.inputs[0], name="x_last")
-        return replace(op, outputs=(kept,), attrs=replace(op.attrs, table="copy"))
-    return replace(op, inputs=change(op.inputs))
-
-
-def _uncached(ops: list[Op]) -> list[Op]:
-    """Keys and values as activations that nobody keeps."""
-    sources: dict[str, Tensor] = {}
-    found = []
-    for op in ops:
-        if isinstance(op.attrs, MoveAttrs) and op.attrs.table == "kv_append":
-            sources = {o.name: i for o, i in zip(op.outputs, op.inputs, strict=False)}
-            continue
-        inputs = tuple(
-            replace(t, role=Role.ACTIVATION, name=sources[t.name].name, format=sources[t.name].format, whole=None)
-            if t.role is Role.KV and t.name in sources
-            else t
-            for t in op.inputs
-        )
-        found.append(replace(op, inputs=inputs))
-    return found
-
-
 def _tier(ops: tuple[Op, ...], params: Kv, site: Site) -> tuple[Op, ...]:
     """Each pass fetches share x (cached positions - window) entries over the tier's link, and writes the new ones
     back.
     """
-    found = _attention(ops)
+    found = cached_attention(ops)
     if found is None:
         return ops
     assert params.tier is not None

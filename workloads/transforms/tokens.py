@@ -25,18 +25,9 @@ from workloads.trace import (
     Trace,
 )
 from workloads.transforms.conditional import shrink
-from workloads.transforms.graph import (
-    Edited,
-    Site,
-    edit_layers,
-    halves,
-    is_layers,
-    layer_count,
-    spans_of,
-    tokens_of,
-    with_rows,
-)
+from workloads.transforms.graph import Edited, Site, edit_layers, halves, is_layers, layer_count, spans_of, tokens_of
 from workloads.transforms.rates import Rate, portion
+from workloads.transforms.rows import with_rows
 from workloads.transforms.where import Where
 
 Depth = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[0-9]+%$")]
