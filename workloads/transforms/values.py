@@ -26,6 +26,7 @@ from workloads.trace import (
     Trace,
 )
 from workloads.transforms.graph import edit_ops
+from workloads.transforms.rotations import hadamard_ops
 from workloads.transforms.where import Where
 
 _CLASSES = {
@@ -114,9 +115,10 @@ def dtype(trace: Trace, params: DType) -> Trace:
 class XForm(Schema):
     """A transform of the inputs (or outputs) of the selected products, online, or folded into the weights beforehand.
 
-    hadamard: blocks of `block` columns, log2(block) additions an element on the vector unit, or a product with a small
-    constant matrix on the array · rotation: a product with a full square matrix · affine: a product with a square
-    matrix for each block · permutation: columns in another order. Columns that `block` does not divide are refused.
+    hadamard: blocks of `block` columns, log2(block) additions and a scaling an element on the vector unit, or a
+    product with a small constant matrix on the array · rotation: a product with a full square matrix · affine: a
+    product with a square matrix for each block · permutation: columns in another order. Columns that `block` does not
+    divide are refused.
     """
 
     kind: Literal["hadamard", "rotation", "affine", "permutation"]
@@ -128,13 +130,13 @@ class XForm(Schema):
 
     @model_validator(mode="after")
     def _fits(self) -> XForm:
-        if self.kind == "hadamard" and self.block is not None and self.block & (self.block - 1):
+        if self.kind == "hadamard" and self.block is not None and (self.block < 2 or self.block & (self.block - 1)):
             raise ValueError(f"a Hadamard transform of {self.block} columns does not exist; state a power of two")
         return self
 
 
 def xform(trace: Trace, params: XForm) -> Trace:
-    """Closed forms for m rows of k columns: hadamard m k log2(block) vector operations (array: m k block multiply-
+    """Closed forms for m rows of k columns: hadamard m k (log2(block) + 1) vector operations (array: m k block multiply-
     accumulates), affine m k block, rotation m k k, permutation m rows moved; folded nothing.
     """
     if params.folded:
@@ -157,19 +159,20 @@ def xform(trace: Trace, params: XForm) -> Trace:
 
 def _turn(op: Op, x: Tensor, done: Tensor, params: XForm) -> tuple[Op, ...]:
     columns = x.shape[-1]
-    rows, block = x.elements // columns, params.block or columns
+    # By default a Hadamard transform works on the largest power of two that divides the columns.
+    rows, block = x.elements // columns, params.block or (columns & -columns if params.kind == "hadamard" else columns)
     name = f"{op.name}_{params.kind}"
     if columns % block:
         raise ConfigError(f"is {block}, which does not divide the {columns} columns of {x.name}", key="block")
     if params.kind == "permutation":
         move = MoveAttrs("permute", rows, storage_bytes((columns,), x.format))
         return (Op(name, OpKind.GATHER, op.role, (x,), (done,), move),)
+    if params.kind == "hadamard" and block < 2:
+        raise ConfigError(
+            f"finds {columns} columns of {x.name}, an odd number that no Hadamard transform fits", key="kind"
+        )
     if params.kind == "hadamard" and params.unit == "vector":
-        steps = (block & -block).bit_length() - 1
-        if block != 1 << steps:
-            # A power of two times a small Hadamard matrix, as for 28 x 2^k columns.
-            steps += (block >> steps) - 1
-        work = CustomAttrs(0, x.elements * steps, x.bytes, done.bytes, "vector")
+        work = CustomAttrs(0, hadamard_ops(rows, columns, block), x.bytes, done.bytes, "vector")
         return (Op(name, OpKind.CUSTOM, op.role, (x,), (done,), work),)
     if params.kind == "hadamard":
         weight = Tensor(f"hadamard{block}", (block, block), x.format, Role.WEIGHT)
