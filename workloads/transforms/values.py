@@ -136,8 +136,8 @@ class XForm(Schema):
 
 
 def xform(trace: Trace, params: XForm) -> Trace:
-    """Closed forms for m rows of k columns: hadamard m k (log2(block) + 1) vector operations (array: m k block multiply-
-    accumulates), affine m k block, rotation m k k, permutation m rows moved; folded nothing.
+    """Closed forms for m rows of k columns: hadamard m k (log2(block) + 1) vector operations (on the array: m k
+    block multiply-accumulates), affine m k block, rotation m k k, permutation m rows moved; folded nothing.
     """
     if params.folded:
         return trace
