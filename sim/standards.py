@@ -85,7 +85,7 @@ TABLE_BITS: Final = 14
 """Largest part of an address that is decoded by one table."""
 
 
-STRETCH: Final = 128
+STRETCH: Final = 32
 """Bursts of a stretch that may be jumped over."""
 
 MERGED_READS: Final = 256
@@ -94,8 +94,11 @@ MERGED_READS: Final = 256
 MOST_POSTPONED: Final = 8
 """Refreshes that may be put off: JESD79-4, JESD79-5."""
 
-KNOWN_STATES: Final = 512
+KNOWN_STATES: Final = 4096
 """States that the memo of the steady-state shortcut holds."""
+
+SERVED_LAST: Final = 512
+"""Reads whose service a channel remembers, a power of two; more than any stretch that may be jumped over serves."""
 
 
 class Policy(StrEnum):
@@ -505,6 +508,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     """The integer tables of one channel; `steady` False steps periodic stretches one command at a time."""
     import numpy as np
 
+    from sim.dram_phases import LONGEST_PERIOD, find_phases
     from sim.kernels import dram_tables as k
 
     o, timings = memory.organisation, memory.timings
@@ -564,6 +568,14 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     def integers(values: Any) -> NDArray[np.int64]:
         return np.asarray(values, np.int64).reshape(-1)
 
+    hash_bank = np.arange(1 << hashed, dtype=np.int64)
+    leaps = steady and 4 <= period_bits <= LONGEST_PERIOD and c.policy is Policy.FRFCFS
+    stretch = min(STRETCH, 1 << period_bits) if leaps else 0
+    bank, row = _decode(pieces, hash_bank, 1 << period_bits) if leaps else (integers([0]), integers([0]))
+    period_shift = pieces[-1].to + above if pieces else 0
+    shape = (o.pseudo_channels, ranks, groups, banks) if leaps else (1, 1, 1, 1)
+    phases = find_phases(bank, row, stretch or 1, 1 << period_shift, shape, renamed=c.page is Page.OPEN)
+
     return k.DramTables(
         banks=banks,
         groups=groups,
@@ -603,15 +615,22 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         low_bank=low_bank,
         low_row=low_row,
         high_shift=high_shift,
-        hash_bank=np.arange(1 << hashed, dtype=np.int64),
+        hash_bank=hash_bank,
         piece_from=integers([p.shift for p in pieces]),
         piece_mask=integers([(1 << p.bits) - 1 for p in pieces]),
         piece_to=integers([p.to for p in pieces]),
         piece_row=integers([p.row for p in pieces]),
         bursts=memory.bursts_per_channel,
-        steady=min(STRETCH, 1 << period_bits) if steady and period_bits >= 4 and c.policy is Policy.FRFCFS else 0,
+        steady=stretch,
+        steady_bits=max(0, stretch.bit_length() - 1),
         period_bits=period_bits,
-        period_shift=pieces[-1].to + above if pieces else 0,
+        period_shift=period_shift,
+        phase_kind=phases.kind,
+        phase_banks=phases.banks,
+        phase_groups=phases.groups,
+        phase_ranks=phases.ranks,
+        phase_rows=phases.rows,
+        refresh_reach=min(interval, 2 * timings["tRFC"] + 1024),
     )
 
 
@@ -643,6 +662,17 @@ def _pieces(memory: Memory) -> list[Piece]:
             to[name] += bits
         shift += bits
     return pieces
+
+
+def _decode(pieces: list[Piece], hash_bank: NDArray[np.int64], bursts: int) -> tuple[Any, Any]:
+    """Bank number and row of the first `bursts` bursts of a channel."""
+    import numpy as np
+
+    burst = np.arange(bursts, dtype=np.int64)
+    places = np.zeros((2, bursts), np.int64)
+    for p in pieces:
+        places[p.row] |= ((burst >> p.shift) & ((1 << p.bits) - 1)) << p.to
+    return places[0] ^ hash_bank[places[1] & (len(hash_bank) - 1)], places[1]
 
 
 def _low_tables(memory: Memory, pieces: list[Piece]) -> tuple[int, int, NDArray[np.int64], NDArray[np.int64]]:
@@ -679,8 +709,9 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     windows = len(tables.window_size)
     size = int(tables.window_size.max()) if windows else 1
     known = KNOWN_STATES if tables.steady and not log else 1
-    words = 8 + tables.banks * (3 + k.N_COMMANDS) + tables.groups * k.N_COMMANDS + 3 * tables.ranks
-    words += windows * tables.groups * size + 4 * entries
+    ticks = (k.N_COMMANDS + 3) // 4
+    words = 3 + tables.banks * (1 + ticks) + tables.groups * ticks + tables.ranks
+    words += windows * tables.groups * ((size + 3) // 4) + entries
     state = k.ChannelState(
         scalar=np.zeros((classes, k.N_SCALARS), np.int64),
         bank=np.full((classes, k.N_BANK, tables.banks), -1, np.int64),
@@ -696,10 +727,11 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
         done_count=np.zeros(classes, np.int64),
         log=np.zeros((classes, log, k.LOG_FIELDS), np.int64),
         request_done=np.full(requests, k.NEVER, np.int64),
-        mark_count=np.zeros((classes, 5 + k.N_COUNTS + 2 * tables.ranks), np.int64),
-        memo_word=np.zeros(words, np.int64),
+        served=np.zeros((classes, SERVED_LAST, 2), np.int64),
+        mark=np.zeros((classes, 7 + k.N_COUNTS + 4 * tables.ranks + tables.banks), np.int64),
+        memo_word=np.zeros(max(words, 3 * entries), np.int64),
         memo_state=np.zeros((known, words + 1), np.int64),
-        memo_after=np.zeros((known, 7 + k.N_COUNTS + 3 * tables.ranks), np.int64),
+        memo_after=np.zeros((known, 17 + k.N_COUNTS + 5 * tables.ranks + k.MOST_SERVED), np.int64),
         memo_index=np.full(4 * known, -1, np.int64),
         memo_seen=np.full(16 * known, -1, np.int64),
         memo_count=np.zeros(2, np.int64),

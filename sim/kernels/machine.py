@@ -9,6 +9,7 @@ still hand it work.
 import numpy as np
 
 from sim.kernels.dram import advance, push
+from sim.kernels.dram_tables import GRACE
 from sim.kernels.heap import drop_event, pop_number, push_event, push_number
 from sim.kernels.jit import kernel
 from sim.kernels.program import NEVER
@@ -84,6 +85,9 @@ def run(prog, result, tables, state, num, den):
             push_number(ready, first[u], count[u], np.int32(i))
             count[u] += 1
 
+    # After a completion nothing is handed out before the next transfer's delay has passed.
+    for c in range(classes):
+        state.scalar[c, GRACE] = setup // num * den + setup % num * den // num if setup < NEVER else 0
     # A constant in the call below would make numba compile the channel a second time.
     forever = np.int64(NEVER)
     now = np.int64(0)
