@@ -39,11 +39,13 @@ def find_phases(
     row_step: int,
     shape: tuple[int, int, int, int],
     renamed: bool = True,
+    in_step: bool = False,
 ) -> Phases:
     """The phases of an address period of n bursts, n / `steady` of them.
 
     bank, row: of the bursts of a period, [n]; row_step: rows by which the next period lies further. shape:
-    (pseudo-channels, ranks, groups, banks), all in the channel. renamed False: banks keep their numbers.
+    (pseudo-channels, ranks, groups, banks), all in the channel. renamed False: banks keep their numbers. in_step:
+    banks of one number in every group of a rank keep a common one.
     """
     n = len(bank)
     count = n // steady
@@ -63,7 +65,11 @@ def find_phases(
         return np.repeat(first.reshape(count, parts, -1).min(axis=2), banks // parts, axis=1)
 
     if renamed:
-        order = np.lexsort((first, earliest(groups), earliest(ranks), earliest(pseudos)), axis=-1)
+        own = first
+        if in_step:
+            by_number = first.reshape(count, ranks, groups // ranks, -1).min(axis=2, keepdims=True)
+            own = np.repeat(by_number, groups // ranks, axis=2).reshape(count, banks)
+        order = np.lexsort((own, earliest(groups), earliest(ranks), earliest(pseudos)), axis=-1)
     else:
         order = np.broadcast_to(np.arange(banks), (count, banks))
     name = np.argsort(order, axis=1)

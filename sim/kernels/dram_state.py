@@ -35,6 +35,9 @@ from sim.kernels.dram_tables import (
     OVERDUE,
     OWNER,
     QUEUED_R,
+    REF,
+    REFRESHED,
+    ROUND,
     ROW,
     SEGMENT,
     SINCE,
@@ -51,6 +54,9 @@ from sim.kernels.jit import inlined, leaf
 # that and not open either have SAME_AS plus the place in the bank's list of the first entry of that row.
 NEAR_ROWS = 8
 FAR_ROW, NO_ROW, SAME_AS, UNLIKE = 16, 17, 18, 255
+
+NEVER_USED = 1 << 10
+"""In place of the order of use of a bank that has not been used yet."""
 
 SCALARS = 3
 """Words before those of ranks and banks: class of the phase; direction, mode and queue lengths; front end and buses."""
@@ -119,6 +125,40 @@ def entry_code(bank, entry, e, b, d, base):
     return code
 
 
+@inlined
+def first_of_unit(t, b):
+    """The first of the banks that are refreshed along with bank `b`, which stands for all of them."""
+    each = t.banks // t.ranks
+    return b // each * each + b % (each // t.unit_banks)
+
+
+@inlined
+def comparable(t, bank, now):
+    """Whether the order in which the banks were used says which is refreshed next, whatever their names."""
+    if now < 2 * NEVER_USED:
+        return False
+    each = t.banks // t.ranks
+    for r in range(t.ranks):
+        unused = np.int64(0)
+        for b in range(r * each, (r + 1) * each):
+            unused += bank[CLOSE_FROM, b] < 0
+        if unused > 1 and t.renamed == 1:
+            return False
+    return True
+
+
+@inlined
+def order_of_use(t, bank, b):
+    """How many banks of the rank of bank `b` were used before it was, or NEVER_USED."""
+    each = t.banks // t.ranks
+    begin = b // each * each
+    used = bank[CLOSE_FROM, b]
+    before = np.int64(0)
+    for other in range(begin, begin + each):
+        before += bank[CLOSE_FROM, other] < used
+    return before if used >= 0 else np.int64(NEVER_USED)
+
+
 @leaf
 def describe(t, s, c, burst, d, now):
     """Describe class `c`, about to accept `burst` of direction `d` at `now`, in `s.memo_word`.
@@ -148,6 +188,9 @@ def describe(t, s, c, burst, d, now):
     word[1] = d | x[MODE] << 1 | x[QUEUED_R + d] << 2 | x[QUEUED_R + 1 - d] << 32
     word[2] = ahead | row_bus << TICK_BITS | column_bus << 2 * TICK_BITS
     n = np.int64(SCALARS)
+    single = t.refresh_command != REF
+    if single and not comparable(t, bank, now):
+        return none, none, none
     for k in range(t.ranks):
         r = t.phase_ranks[phase, k]
         since = max(rank[SINCE, r] - now, np.int64(0))
@@ -161,8 +204,9 @@ def describe(t, s, c, burst, d, now):
             code = row_code(bank[ROW, b], rows[b] + offset)
             if code == FAR_ROW:
                 reach = min(reach, bursts_before(t, bank[ROW, b], rows[b] + offset))
-        close = max(bank[CLOSE_FROM, b] - now, np.int64(0))
-        word[n] = code | close << 8 | max(bank[STREAK, b], 0) << 32
+        close = order_of_use(t, bank, b) if single else max(bank[CLOSE_FROM, b] - now, np.int64(0))
+        refreshed = bank[REFRESHED, first_of_unit(t, b)]
+        word[n] = code | close << 8 | refreshed << 8 + TICK_BITS | bank[STREAK, b] << 32
         n, found = pack(word, n + 1, s.ready[c, b], np.int64(0), np.int64(N_COMMANDS), now)
         wide |= found | close
     for k in range(t.groups):
@@ -261,6 +305,7 @@ def restore(t, s, c, known, d, now, age):
     n = np.int64(SCALARS)
     for k in range(t.ranks):
         rank[OPEN, t.phase_ranks[phase, k]] = known[n] & mask
+        rank[ROUND, k] = 0
         n += 1
     for k in range(t.banks):
         b = t.phase_banks[phase, k]
@@ -269,7 +314,13 @@ def restore(t, s, c, known, d, now, age):
             bank[ROW, b] = -1
         elif code != FAR_ROW:
             bank[ROW, b] = t.phase_rows[phase, b] + offset + code - NEAR_ROWS
-        bank[CLOSE_FROM, b] = now + (known[n] >> 8 & mask)
+        if t.refresh_command == REF:
+            bank[CLOSE_FROM, b] = now + (known[n] >> 8 & mask)
+        elif known[n] >> 8 & mask != NEVER_USED:
+            bank[CLOSE_FROM, b] = now - NEVER_USED + (known[n] >> 8 & mask)
+        refreshed = known[n] >> 8 + TICK_BITS & 1
+        rank[ROUND, t.rank_of[t.group_of[b]]] += refreshed if first_of_unit(t, b) == b else 0
+        bank[REFRESHED, first_of_unit(t, b)] = refreshed
         bank[STREAK, b] = known[n] >> 32
         n = unpack(known, n + 1, s.ready[c, b], np.int64(0), np.int64(N_COMMANDS), now)
     for k in range(t.groups):

@@ -50,9 +50,9 @@ from sim.kernels.dram_tables import (
 from sim.kernels.jit import inlined, leaf
 
 # Words of `ChannelState.memo_after`, one row a known state: what changed up to the next point. Ticks count from that
-# point; those that did not change are marked by UNTOUCHED. BURSTS: of the stretch. OLDEST: how much older than its first
-# burst the oldest read is that was served in it. Then the classes of the phases that it went
-# through, the counters, AFTER_RANK words for each rank, and the reads served: ages and ticks counted from the start.
+# point; those that did not change are marked by UNTOUCHED. BURSTS: of the stretch. OLDEST: how much older than its
+# first burst the oldest read is that was served in it. Then the classes of the phases that it went through, the
+# counters, AFTER_RANK words for each rank, and the reads served: ages and ticks counted from the start.
 TICKS, BURSTS, NEXT, AFTER_LAST_END, AFTER_LAST_READ, AFTER_LAST_WRITE, AFTER_LAST_ACCEPT = 0, 1, 2, 3, 4, 5, 6
 AFTER_SERVED, OLDEST, AFTER_PHASES = 7, 8, 9
 MOST_PHASES = 8
