@@ -97,6 +97,9 @@ MOST_POSTPONED: Final = 8
 KNOWN_STATES: Final = 4096
 """States that the memo of the steady-state shortcut holds."""
 
+MEMO: Final = ("memo_word", "memo_state", "memo_after", "memo_index", "memo_seen", "memo_count")
+"""Arrays of a ChannelState that hold the memo."""
+
 SERVED_LAST: Final = 512
 """Reads whose service a channel remembers, a power of two; more than any stretch that may be jumped over serves."""
 
@@ -784,10 +787,37 @@ def _low_tables(memory: Memory, pieces: list[Piece]) -> tuple[int, int, NDArray[
     return bits, high[0].to if high else 0, places[0], places[1]
 
 
-def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, requests: int = 0) -> ChannelState:
+def _new_memo(tables: DramTables, used: bool) -> dict[str, NDArray[np.int64]]:
+    """The empty memo of the steady-state shortcut: a state's words, known states, what followed them, hash tables."""
+    import numpy as np
+
+    from sim.kernels import dram_tables as k
+
+    entries = tables.read_pool + tables.write_pool
+    windows = len(tables.window_size)
+    size = int(tables.window_size.max()) if windows else 1
+    known = KNOWN_STATES if tables.steady and used else 1
+    ticks = (k.N_COMMANDS + 3) // 4
+    words = 3 + tables.banks * (1 + ticks) + tables.groups * ticks + tables.ranks
+    words += windows * tables.groups * ((size + 3) // 4) + entries
+    arrays = (
+        np.zeros(max(words, 3 * entries), np.int64),
+        np.zeros((known, words + 1), np.int64),
+        np.zeros((known, 17 + k.N_COUNTS + 5 * tables.ranks + tables.banks + k.MOST_SERVED), np.int64),
+        np.full(4 * known, -1, np.int64),
+        np.full(16 * known, -1, np.int64),
+        np.zeros(2, np.int64),
+    )
+    return dict(zip(MEMO, arrays, strict=True))
+
+
+def new_state(
+    tables: DramTables, classes: int, ring: int, log: int = 0, requests: int = 0, known: ChannelState | None = None
+) -> ChannelState:
     """Idle channels at tick 0: `classes` of them, `ring` segments under way and `log` commands recorded in each.
 
-    requests: length of a trace offered one by one (see `offer`).
+    requests: length of a trace offered one by one (see `offer`). known: a former state of the same tables, whose memo
+    of the steady-state shortcut goes on to be used; what it holds changes no result.
     """
     import numpy as np
 
@@ -797,10 +827,6 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     entries = tables.read_pool + tables.write_pool
     windows = len(tables.window_size)
     size = int(tables.window_size.max()) if windows else 1
-    known = KNOWN_STATES if tables.steady and not log else 1
-    ticks = (k.N_COMMANDS + 3) // 4
-    words = 3 + tables.banks * (1 + ticks) + tables.groups * ticks + tables.ranks
-    words += windows * tables.groups * ((size + 3) // 4) + entries
     state = k.ChannelState(
         scalar=np.zeros((classes, k.N_SCALARS), np.int64),
         bank=np.full((classes, k.N_BANK, tables.banks), -1, np.int64),
@@ -818,12 +844,7 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
         request_done=np.full(requests, k.NEVER, np.int64),
         served=np.zeros((classes, SERVED_LAST, 2), np.int64),
         mark=np.zeros((classes, 7 + k.N_COUNTS + 4 * tables.ranks + tables.banks), np.int64),
-        memo_word=np.zeros(max(words, 3 * entries), np.int64),
-        memo_state=np.zeros((known, words + 1), np.int64),
-        memo_after=np.zeros((known, 17 + k.N_COUNTS + 5 * tables.ranks + k.MOST_SERVED), np.int64),
-        memo_index=np.full(4 * known, -1, np.int64),
-        memo_seen=np.full(16 * known, -1, np.int64),
-        memo_count=np.zeros(2, np.int64),
+        **(_new_memo(tables, not log) if known is None else {name: getattr(known, name) for name in MEMO}),
     )
     for w, window in enumerate(tables.window_size):
         state.ring[:, w, :, window] = 0

@@ -68,7 +68,7 @@ from sim.kernels.dram_tables import (
 )
 from sim.kernels.jit import inlined, leaf
 
-__all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "standby"]
+__all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "soonest_done", "standby"]
 
 
 @inlined
@@ -289,6 +289,26 @@ def advance(t, s, c, until):
     accounted for when work arrives, or by `settle`.
     """
     return step(t, s, c, until, np.int64(0), np.int64(-1))
+
+
+@leaf
+def soonest_done(t, s, c, tick):
+    """A tick before which class `c`, which does nothing before `tick`, cannot have completed a segment.
+
+    The segment at the front end takes in one burst a clock at best; those before it need a read and its data.
+    """
+    x = s.scalar[c]
+    segment = s.segment[c]
+    p = x[SEGMENT]
+    soonest = NEVER
+    queued = x[QUEUED_R]
+    if x[SEGMENTS] > 0:
+        soonest = tick + (segment[REMAINING, p] - 1) * t.front_ticks
+        if segment[IS_WRITE, p] == 0:
+            queued -= segment[WANTED, p] - segment[REMAINING, p]
+    if queued > 0:
+        soonest = min(soonest, tick + t.read_ticks)
+    return soonest
 
 
 @inlined

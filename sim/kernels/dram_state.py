@@ -27,6 +27,7 @@ from sim.kernels.dram_tables import (
     HEAD_R,
     HEAD_W,
     HIT_R,
+    HIT_W,
     MODE,
     N_COMMANDS,
     NEVER,
@@ -54,6 +55,9 @@ from sim.kernels.jit import inlined, leaf
 # that and not open either have SAME_AS plus the place in the bank's list of the first entry of that row.
 NEAR_ROWS = 8
 FAR_ROW, NO_ROW, SAME_AS, UNLIKE = 16, 17, 18, 255
+
+KEPT = 0xFFFFFF
+"""In place of how often a row was used that lies still: what it was, as long as it does."""
 
 NEVER_USED = 1 << 10
 """In place of the order of use of a bank that has not been used yet."""
@@ -126,6 +130,22 @@ def entry_code(bank, entry, e, b, d, base):
 
 
 @inlined
+def wanted(bank, entry, row, b, d):
+    """Whether a waiting request of direction `d` goes to `row` of bank `b`."""
+    e = bank[HEAD_R + d, b]
+    while e >= 0 and entry[ENTRY_ROW, e] != row:
+        e = entry[FORWARD, e]
+    return e >= 0
+
+
+@inlined
+def lies_still(t, bank, b, code):
+    """Whether the open row of bank `b`, of that code, is one that nobody waits for and the stream does not come by."""
+    away = code == FAR_ROW or code < NEAR_ROWS
+    return away and t.page_idle < 0 and bank[HIT_R, b] < 0 and bank[HIT_W, b] < 0
+
+
+@inlined
 def first_of_unit(t, b):
     """The first of the banks that are refreshed along with bank `b`, which stands for all of them."""
     each = t.banks // t.ranks
@@ -185,7 +205,8 @@ def describe(t, s, c, burst, d, now):
     column_bus = max(x[BUS_COLUMN] - now, np.int64(0))
     wide = ahead | row_bus | column_bus
     word[0] = t.phase_kind[phase]
-    word[1] = d | x[MODE] << 1 | x[QUEUED_R + d] << 2 | x[QUEUED_R + 1 - d] << 32
+    still = x[QUEUED_R + 1 - d]
+    word[1] = d | x[MODE] << 1 | x[QUEUED_R + d] << 2 | (still if x[MODE] != d else min(still, 1)) << 32
     word[2] = ahead | row_bus << TICK_BITS | column_bus << 2 * TICK_BITS
     n = np.int64(SCALARS)
     single = t.refresh_command != REF
@@ -206,7 +227,8 @@ def describe(t, s, c, burst, d, now):
                 reach = min(reach, bursts_before(t, bank[ROW, b], rows[b] + offset))
         close = order_of_use(t, bank, b) if single else max(bank[CLOSE_FROM, b] - now, np.int64(0))
         refreshed = bank[REFRESHED, first_of_unit(t, b)]
-        word[n] = code | close << 8 | refreshed << 8 + TICK_BITS | bank[STREAK, b] << 32
+        streak = np.int64(KEPT) if lies_still(t, bank, b, code) else bank[STREAK, b]
+        word[n] = code | close << 8 | refreshed << 8 + TICK_BITS | streak << 32
         n, found = pack(word, n + 1, s.ready[c, b], np.int64(0), np.int64(N_COMMANDS), now)
         wide |= found | close
     for k in range(t.groups):
@@ -244,6 +266,10 @@ def describe(t, s, c, burst, d, now):
                 word[n] = code | k << 8 | entry[TOUCHED, e] << 16
                 if q == 1:
                     marks += entry[TOUCHED, e]
+                    # A row that nobody will open is of no concern.
+                    behind = code < NEAR_ROWS and entry[ENTRY_ROW, e] != bank[ROW, b]
+                    if code == UNLIKE or (behind and not wanted(bank, entry, entry[ENTRY_ROW, e], b, d)):
+                        n -= 1
                 else:
                     age = x[NEXT_AGE] - entry[AGE, e]
                     waited = now - entry[ARRIVAL, e]
@@ -321,7 +347,8 @@ def restore(t, s, c, known, d, now, age):
         refreshed = known[n] >> 8 + TICK_BITS & 1
         rank[ROUND, t.rank_of[t.group_of[b]]] += refreshed if first_of_unit(t, b) == b else 0
         bank[REFRESHED, first_of_unit(t, b)] = refreshed
-        bank[STREAK, b] = known[n] >> 32
+        if known[n] >> 32 != KEPT:
+            bank[STREAK, b] = known[n] >> 32
         n = unpack(known, n + 1, s.ready[c, b], np.int64(0), np.int64(N_COMMANDS), now)
     for k in range(t.groups):
         n = unpack(known, n, s.near[c], t.phase_groups[phase, k] * N_COMMANDS, np.int64(N_COMMANDS), now)

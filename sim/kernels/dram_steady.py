@@ -10,7 +10,18 @@ taken over if the state is equal in every word and the stream goes on beyond it.
 import numpy as np
 
 from sim.kernels.dram_issue import account, next_due
-from sim.kernels.dram_state import BANK_WORDS, FAR_ROW, NEAR_ROWS, SCALARS, describe, owner_of, restore
+from sim.kernels.dram_state import (
+    BANK_WORDS,
+    FAR_ROW,
+    KEPT,
+    NO_ROW,
+    SCALARS,
+    describe,
+    lies_still,
+    owner_of,
+    restore,
+    row_code,
+)
 from sim.kernels.dram_tables import (
     ABSORBED,
     BUSY,
@@ -40,6 +51,7 @@ from sim.kernels.dram_tables import (
     SEGMENTS,
     SERVED,
     SINCE,
+    STREAK,
     TASK,
     TIME_ACTIVE,
     TIME_PRECHARGED,
@@ -52,7 +64,8 @@ from sim.kernels.jit import inlined, leaf
 # Words of `ChannelState.memo_after`, one row a known state: what changed up to the next point. Ticks count from that
 # point; those that did not change are marked by UNTOUCHED. BURSTS: of the stretch. OLDEST: how much older than its
 # first burst the oldest read is that was served in it. Then the classes of the phases that it went through, the
-# counters, AFTER_RANK words for each rank, and the reads served: ages and ticks counted from the start.
+# counters, AFTER_RANK words for each rank, how often each open row was used that lies still now but did not, else -1,
+# and the reads served: ages and ticks counted from the start.
 TICKS, BURSTS, NEXT, AFTER_LAST_END, AFTER_LAST_READ, AFTER_LAST_WRITE, AFTER_LAST_ACCEPT = 0, 1, 2, 3, 4, 5, 6
 AFTER_SERVED, OLDEST, AFTER_PHASES = 7, 8, 9
 MOST_PHASES = 8
@@ -65,7 +78,7 @@ AGE_OFFSET = 2**20
 SERVED_BITS = 24
 
 # Words of `ChannelState.mark`: what the marked state's sequel is measured against, then the counters, MARK_RANK words
-# for each rank and, of each bank, its far open row.
+# for each rank and, of each bank, its open row, and in the lowest bits whether that is far and whether it lies still.
 MARK_LAST_END, MARK_LAST_READ, MARK_LAST_WRITE, MARK_AGE, MARK_SERVED, MARK_REACH, MARK_MARKS = 0, 1, 2, 3, 4, 5, 6
 MARK_COUNTS = 7
 MARK_RANKS = MARK_COUNTS + N_COUNTS
@@ -176,8 +189,8 @@ def keep_mark(t, s, c, known, burst, now, reach, marks):
     offset = burst >> t.period_bits << t.period_shift
     for b in range(t.banks):
         row = s.bank[c, ROW, b]
-        ahead = row - t.phase_rows[phase, b] - offset
-        before[n] = row if ahead < -NEAR_ROWS or ahead >= NEAR_ROWS else -1
+        code = row_code(row, t.phase_rows[phase, b] + offset) if row >= 0 else np.int64(NO_ROW)
+        before[n] = row << 2 | (code == FAR_ROW) << 1 | lies_still(t, s.bank[c], b, code)
         n += 1
 
 
@@ -217,7 +230,8 @@ def learn(t, s, c, known, burst, marks, now):
     phase = phase_of(t, burst)
     for k in range(t.banks):
         b = t.phase_banks[phase, k]
-        if far[first + k * BANK_WORDS] & 255 == FAR_ROW and before[place + b] != s.bank[c, ROW, b]:
+        same_row = before[place + b] >> 2 == s.bank[c, ROW, b]
+        if far[first + k * BANK_WORDS] & 255 == FAR_ROW and not (same_row and before[place + b] & 2 == 2):
             return
     start = x[MARK]
     begin = phase_of(t, x[MARK_BURST])
@@ -258,6 +272,13 @@ def learn(t, s, c, known, burst, marks, now):
         after[n + RANK_REFRESH] = s.rank[c, TIME_REFRESH, r] - before[place + MARK_REFRESH]
         after[n + RANK_DUE] = s.rank[c, NEXT_DUE, r] - before[place + MARK_DUE]
         n += AFTER_RANK
+    for k in range(t.banks):
+        b = t.phase_banks[phase, k]
+        was = before[MARK_RANKS + t.ranks * MARK_RANK + b]
+        still = far[first + k * BANK_WORDS] >> 32 == KEPT
+        kept = was & 1 == 1 and was >> 2 == s.bank[c, ROW, b]
+        after[n + k] = s.bank[c, STREAK, b] if still and not kept else -1
+    n += t.banks
     after[OLDEST] = -AGE_OFFSET
     log = s.served[c]
     for i in range(after[AFTER_SERVED]):
@@ -301,7 +322,7 @@ def serve_stretch(t, s, c, after, now, limit):
     segment = s.segment[c]
     first = x[NEXT_AGE]
     reads = after[AFTER_SERVED]
-    place = AFTER_RANKS + AFTER_RANK * t.ranks
+    place = AFTER_RANKS + AFTER_RANK * t.ranks + t.banks
     newest = x[SEGMENT]
     left = segment[REMAINING, newest]
     if left > after[BURSTS] and first - after[OLDEST] >= segment[FIRST_AGE, newest]:
@@ -378,6 +399,10 @@ def take_stretch(t, s, c, after, phase, now):
         s.rank[c, NEXT_DUE, r] += after[n + RANK_DUE]
         n += AFTER_RANK
     next_due(t, x, s.rank[c])
+    phase = phase_of(t, segment[CURSOR, p])
+    for k in range(t.banks):
+        if after[n + k] >= 0:
+            s.bank[c, STREAK, t.phase_banks[phase, k]] = after[n + k]
 
 
 @leaf
