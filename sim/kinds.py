@@ -27,6 +27,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "npu": Kind("sim.hardware:Hardware", "sim.engine:Engine"),
+    "gpu": Kind("sim.gpu.schema:Gpu", "sim.gpu.engine:GpuEngine"),
 }
 """By the value of `kind:` in a description; the first is meant where it says none."""
 
