@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.energy import energy_rows, operator_energy_j, total_counts
+from sim.energy import total_counts
 from sim.energy_row import COMPONENTS, EnergyRow
 from sim.joins import busy_ps, merge, work_by_operator
+from sim.kinds import account_of
 from sim.output import result_folder
 from sim.passes import PassResult
 from sim.report_tables import PS, Columns, Roofs, operator_columns, unit_names
@@ -167,12 +168,12 @@ class Report:
     @cached_property
     def energy_rows(self) -> tuple[EnergyRow, ...]:
         """The energy account; its rows sum to `energy_j` exactly."""
-        return tuple(energy_rows(self.machine, self.passes, self._work))
+        return tuple(account_of(self.machine).energy_rows(self.machine, self.passes, self._work))
 
     @cached_property
     def operator_columns(self) -> Columns:
         """The table of operators as plain columns."""
-        joules = operator_energy_j(self.machine, self.passes, self._work, self.energy_rows)
+        joules = account_of(self.machine).operator_energy_j(self.machine, self.passes, self._work, self.energy_rows)
         return operator_columns(self.passes, self._work, joules, self._roofs)
 
     @cached_property

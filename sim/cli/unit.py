@@ -1,4 +1,4 @@
-"""The commands `unit dram` and `unit gemm`: one component of a machine on its own, for validation and for study."""
+"""The commands `unit ...`: one component of a machine on its own, for validation and for study."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sim.cli.operator import operator
 from sim.cli.printing import engineering, print_json, print_table, say_if_kernels_are_new
 from sim.errors import ConfigError
 
@@ -29,6 +30,9 @@ class Preload(StrEnum):
 
     fold_serial = "fold_serial"
     double_buffered = "double_buffered"
+
+
+unit.command()(operator)
 
 
 @unit.callback(invoke_without_command=True)
