@@ -20,8 +20,12 @@ def operator(
     source: Annotated[
         Path | None, typer.Option("--from", metavar="FILE.csv", help="A table: columns op, dtype, shape (JSON), note.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT.csv", help="The table with times.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value of the machine: hw.power.cap='500 W'.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT.csv", help="The table with times added.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a value of the machine: hw.power.cap='500 W'.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run one operator on a machine: its time cold and in a burst, sustained, its power and what bounds it."""
@@ -52,7 +56,8 @@ def operator(
     assert kind is not None
     request = make_request(kind, _pairs(sizes or []))
     machine = load_hardware(hardware, overrides)
-    answer = {"hardware": machine.name, "operator": kind, "dtype": request.format, **Operators(machine).measure(request)}
+    asked = {"hardware": machine.name, "operator": kind, "dtype": request.format}
+    answer = {**asked, **Operators(machine).measure(request)}
     if json:
         print_json(answer)
         return

@@ -48,9 +48,8 @@ def energy_rows(machine: Gpu, passes: Sequence[PassResult], work: Sequence[Work]
         ):
             rows.append(EnergyRow(component, name, times * int(sums[column].sum()), unit, each, source))
         moved = int(sums["dram_read_bytes"].sum() + sums["dram_write_bytes"].sum())
-        rows.append(
-            EnergyRow("dram", "read and write", times * moved, "byte", energy.dram_byte, "energy.dram_byte of the machine")
-        )
+        told = "energy.dram_byte of the machine"
+        rows.append(EnergyRow("dram", "read and write", times * moved, "byte", energy.dram_byte, told))
         rows.append(EnergyRow(
             "link", "interconnect", 8 * times * int(sums["link_bytes"].sum()), "bit", _link_pj(machine),
             "links.energy of the machine",

@@ -187,5 +187,3 @@ def _row(op: Op, block: Block, layer: int, work: Pass, step: _Step, running: Run
 def _format(op: Op) -> str:
     tensors = (*op.inputs, *op.outputs)
     return tensors[0].format if tensors else ""
-
-

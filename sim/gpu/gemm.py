@@ -159,9 +159,7 @@ def _least(product: Product, tile: tuple[int, int]) -> int:
     return product.batch * m * n * product.k
 
 
-def _traffic(
-    gpu: Gpu, product: Product, tiles: _Tiles, size: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _traffic(gpu: Gpu, product: Product, tiles: _Tiles, size: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(DRAM bytes read, tile rows of a group): the rasterisation order with the least traffic for each tile.
 
     Tiles are taken in groups of `g` tile rows, column by column. While a group's rows of the first operand stay in L2,

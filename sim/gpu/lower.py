@@ -6,6 +6,7 @@ KV caches come from the memory.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -70,10 +71,11 @@ def product_format(gpu: Gpu, op: Op) -> str:
 
 def _matmul(gpu: Gpu, op: Op, attrs: MatmulAttrs) -> Cost:
     number_format = product_format(gpu, op)
-    sparse = len(op.inputs) > 1 and _weights_sparse(op.inputs[1]) and gpu.sm.sparse is not None
+    sparse = len(op.inputs) > 1 and _weights_sparse(op.inputs[1])
+    sparse = sparse and gpu.sm.sparse is not None and gpu.library.sparse is not None
     rows = attrs.m if attrs.group_m is None else -(-attrs.m // attrs.batch)
     out = op.outputs[0].format if op.outputs else result_format(number_format)
-    product = Product(rows, attrs.n, attrs.k, number_format, out, attrs.batch, sparse and gpu.library.sparse is not None)
+    product = Product(rows, attrs.n, attrs.k, number_format, out, attrs.batch, sparse)
     cost = gemm(gpu, product)
     narrow = op.inputs[1].bytes / (prod(op.inputs[1].shape) * bytes_of(number_format)) if len(op.inputs) > 1 else 1.0
     return _thinner(gpu, cost, narrow, op) if narrow < 1.0 and not sparse else cost
@@ -81,17 +83,15 @@ def _matmul(gpu: Gpu, op: Op, attrs: MatmulAttrs) -> Cost:
 
 def _thinner(gpu: Gpu, cost: Cost, share: float, op: Op) -> Cost:
     """Weights stored in fewer bits than they are multiplied in: read as stored, widened on the way."""
-    from dataclasses import replace
-
-    parts = []
-    for number, part in enumerate(cost.kernels()):
-        if number == 0:
-            saved = int((1 - share) * min(part.dram_read_bytes, op.inputs[1].bytes / share))
-            read = part.dram_read_bytes - saved
-            memory = (read + part.dram_write_bytes) / stream_rate(gpu, read, part.dram_write_bytes)
-            part = replace(part, dram_read_bytes=read, memory_s=memory, vector_results=part.vector_results + op.inputs[1].elements)
-        parts.append(part)
-    return chain(parts)
+    main, *others = cost.kernels()
+    read = main.dram_read_bytes - int((1 - share) * min(main.dram_read_bytes, op.inputs[1].bytes / share))
+    main = replace(
+        main,
+        dram_read_bytes=read,
+        memory_s=(read + main.dram_write_bytes) / stream_rate(gpu, read, main.dram_write_bytes),
+        vector_results=main.vector_results + op.inputs[1].elements,
+    )
+    return chain([main, *others])
 
 
 def _attention(gpu: Gpu, op: Op, attrs: AttentionAttrs) -> Cost:

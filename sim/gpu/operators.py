@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 READS = {"add": 2, "mul": 2, "mul_half": 2}
 """Operands of elementwise functions that have more than one."""
 HALF = {"silu": "silu_half", "gelu": "gelu_half", "mul": "mul_half"}
-"""The functions on one half of the columns of a gated product: rows are not adjacent, so addresses take instructions."""
+"""The functions on half of the columns of a gated product: rows do not adjoin, so addresses take instructions."""
 NARROW_RESULT = "bf16"
 """Number format of results of 8-bit products, as libraries have it for transformers."""
 
@@ -68,7 +68,8 @@ def operator_cost(gpu: Gpu, request: Request) -> tuple[Cost, float]:
         sparse = kind != "gemm"
         out = result_format(number_format)
         cost = gemm(gpu, Product(request["M"], request["N"], request["K"], number_format, out, 1, sparse))
-        weights = request["N"] * request["K"] * (bytes_of(number_format) / 2 + 1 / 8 if sparse else bytes_of(number_format))
+        size = bytes_of(number_format)
+        weights = request["N"] * request["K"] * (size / 2 + 1 / 8 if sparse else size)
     elif kind == "bmm":
         out = result_format(number_format)
         cost = gemm(gpu, Product(request["M"], request["N"], request["K"], number_format, out, request["B"]))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 REGISTER_BYTES = 4
 HELD = 0.9
-"""Part of the L2 that rows in flight may fill, each read by one multiprocessor only, before what streams by evicts them."""
+"""Part of the L2 that rows in flight, each read by one multiprocessor, may fill before what streams by evicts them."""
 
 
 def fits_l2(gpu: Gpu, moved_bytes: float) -> bool:
@@ -65,9 +65,7 @@ def reduction(
 
 
 @lru_cache(maxsize=4096)
-def elementwise(
-    gpu: Gpu, function: str, elements: int, read_bytes: float, write_bytes: float, warm: bool
-) -> Cost:
+def elementwise(gpu: Gpu, function: str, elements: int, read_bytes: float, write_bytes: float, warm: bool) -> Cost:
     """One elementwise kernel. Functions that the library lacks cost what their plain operations do."""
     from workloads.attrs import ELEMENTWISE_VECTOR_OPS
 

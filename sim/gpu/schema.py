@@ -82,7 +82,8 @@ class Burst(Strict):
 
     def share_s(self, weight_bytes: float) -> float:
         """Seconds that each call of an operator with so many bytes of weights bears."""
-        return self.start * 1e-12 / max(1, min(self.calls, int(self.bytes / weight_bytes) if weight_bytes else self.calls))
+        calls = min(self.calls, int(self.bytes / weight_bytes)) if weight_bytes else self.calls
+        return self.start * 1e-12 / max(1, calls)
 
 
 class Launch(Strict):
@@ -100,7 +101,7 @@ class Launch(Strict):
 class Volts(Strict):
     """Supply voltage over the clock, as a share of that at the highest clock: straight above `floor`."""
 
-    slope: Annotated[float, Field(ge=0, le=1)] = Field(description="relative fall of voltage for the clock's whole fall")
+    slope: Annotated[float, Field(ge=0, le=1)] = Field(description="fall of the voltage as the clock falls to nothing")
     floor: Share
 
 

@@ -1,4 +1,4 @@
-"""What a description may say of the links of a device: topology, bandwidth, latency, protocols, and what lies beyond."""
+"""What a description may say of the links of a device: topology, bandwidth, latency, protocols, what lies beyond."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Links(Strict):
     algorithms: tuple[Literal["ring", "tree", "direct"], ...] = Field(
         default=("ring", "tree"), min_length=1, description="for an all-reduce"
     )
-    protocols: dict[str, Protocol] = Field(default_factory=dict, description="the fastest is used; none: step `latency`")
+    protocols: dict[str, Protocol] = Field(default_factory=dict, description="the fastest is used")
     beyond: Links | None = Field(default=None, description="what joins groups of `devices`, bandwidth a device")
 
     @model_validator(mode="after")

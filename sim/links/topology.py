@@ -31,7 +31,7 @@ def joined(edges: Iterable[tuple[int, int]], devices: int | None) -> int:
     count = devices or 1 + max(neighbours)
     beyond = [node for node in neighbours if node >= count]
     if beyond:
-        raise ConfigError(f"an edge names device {beyond[0]}, but there are {count} devices, counted from 0", key="edges")
+        raise ConfigError(f"an edge names device {beyond[0]}, but there are {count}, counted from 0", key="edges")
     reached = _distances(neighbours, 0)
     lost = [node for node in range(count) if node not in reached]
     if lost:

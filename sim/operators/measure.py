@@ -73,8 +73,10 @@ class Operators:
         elif kind == "bmm":
             work = single.product(request["M"], request["N"], request["K"], number_format, request["B"])
         elif kind == "attention":
-            sizes = [request[key] for key in ("B", "Hq", "Hkv", "Lq", "Lk", "D")]
-            work = single.attention(*sizes, bool(request.sizes["causal"]), number_format)
+            work = single.attention(
+                request["B"], request["Hq"], request["Hkv"], request["Lq"], request["Lk"], request["D"],
+                bool(request.sizes["causal"]), number_format,
+            )  # fmt: skip
         elif kind == "layer":
             model = layer_model(str(request.sizes["model"]))
             work = single.decoder_layer(model, request["B"], request["Lq"], request["ctx"], number_format)
@@ -93,7 +95,8 @@ class Operators:
                 flops[op.format] = flops.get(op.format, 0) + op.flops
         moved = result.schedule.memory.bytes_read + result.schedule.memory.bytes_written
         vector = sum(unit.peak_per_s for unit in result.units if unit.work == "vector")
-        roofs = Roofs({name: self.machine.peak_flops_per_s(name) for name in flops}, vector, self.machine.peak_bytes_per_s)
+        peaks = {name: self.machine.peak_flops_per_s(name) for name in flops}
+        roofs = Roofs(peaks, vector, self.machine.peak_bytes_per_s)
         return {
             "time_s": time_s,
             "sustained_s": time_s,

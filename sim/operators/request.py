@@ -17,11 +17,11 @@ SIZES: Mapping[str, tuple[str, ...]] = {
     "attention": ("B", "Hq", "Hkv", "Lq", "Lk", "D"),
     **dict.fromkeys(("softmax", "layernorm", "rmsnorm", "gelu", "silu", "add", "copy"), ("R", "C")),
     "layer": ("model", "B", "Lq", "ctx"),
-    **{kind: ("bytes", "gpus") for kind in COLLECTIVES},
+    **dict.fromkeys(COLLECTIVES, ("bytes", "gpus")),
 }
 """The keys that each kind must have."""
 
-FURTHER = {"attention": {"causal": False, "backend": ""}, "layer": {"backend": ""}}
+FURTHER: Mapping[str, Mapping[str, Any]] = {"attention": {"causal": False, "backend": ""}, "layer": {"backend": ""}}
 """Keys that a kind may have, with what holds without them."""
 
 DTYPE = "bf16"
@@ -64,9 +64,13 @@ def make_request(kind: str, values: Mapping[str, Any], hint: str = "") -> Reques
     for key, value in given.items():
         sizes[key] = _value(kind, key, value)
     if kind == "attention" and sizes["Hq"] % sizes["Hkv"]:
-        raise ConfigError(f"attention has {sizes['Hq']} query heads (Hq), which {sizes['Hkv']} KV heads (Hkv) don't divide")
+        raise ConfigError(
+            f"attention has {sizes['Hq']} query heads (Hq), which {sizes['Hkv']} KV heads (Hkv) don't divide"
+        )
     if kind == "attention" and sizes["causal"] and sizes["Lq"] > sizes["Lk"]:
-        raise ConfigError(f"causal attention needs as many keys (Lk) as queries (Lq), not {sizes['Lk']} and {sizes['Lq']}")
+        raise ConfigError(
+            f"causal attention needs as many keys (Lk) as queries (Lq), not {sizes['Lk']} and {sizes['Lq']}"
+        )
     return Request(kind, NAMES.get(number_format, number_format), sizes)
 
 
