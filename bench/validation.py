@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from sim.output import write_text
+from sim.validation.points import by_kind
+from sim.validation.sets import SETS
 from sim.validation.simulators import SIMULATORS as SIMULATORS
 from sim.validation.simulators import SINGLE as SINGLE
 from sim.validation.simulators import OnnximRow as OnnximRow
@@ -21,6 +23,10 @@ from sim.validation.simulators import own_error as own_error
 from sim.validation.simulators import read_rows as read_rows
 from sim.validation.simulators import tpu_rows as tpu_rows
 
+GPU_SETS = (
+    "h200-operators", "h200-further", "h200-collectives", "h200-collectives-graph", "a100-operators",
+    "a100-gpt3-layer", "a100-allreduce", "mi210-operators",
+)  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "validation.md"
 
@@ -83,7 +89,21 @@ def error_table() -> str:
     return _table(head, lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"onnxim": onnxim_table, "tpu": tpu_table, "errors": error_table}
+def gpu_table() -> str:
+    """Markdown: errors of each set of GPU operators and collectives, by kind."""
+    lines = []
+    for name in GPU_SETS:
+        for found in by_kind(SETS[name].points()):
+            peers = SETS[name].peers.get(found.kind, "")
+            figures = (found.rows, _percent(found.mean), _percent(found.median), _percent(found.bias, sign=True))
+            if found.kind == "all" or found.quantity == "time":
+                lines.append((name, found.kind, found.quantity, *figures, peers))
+    return _table(("set", "kind", "of", "rows", "mean", "median", "bias", "peers"), lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "gpu": gpu_table, "onnxim": onnxim_table, "tpu": tpu_table, "errors": error_table,
+}  # fmt: skip
 
 
 def renewed(text: str) -> str:

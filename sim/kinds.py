@@ -89,7 +89,9 @@ def hardware_schema() -> dict[str, Any]:
     kinds: Any = schema_of(DEFAULT)
     for kind in list(KINDS)[1:]:
         kinds = kinds | schema_of(kind)
-    return TypeAdapter(kinds).json_schema(by_alias=True)
+    described = TypeAdapter(kinds).json_schema(by_alias=True)
+    told = {"schema": {"type": "string"}, "kind": {"enum": list(KINDS), "default": DEFAULT}}
+    return {"type": "object", "properties": told, "required": ["schema"], **described}
 
 
 def _load(place: str) -> Any:

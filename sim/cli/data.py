@@ -36,6 +36,7 @@ class Schema(StrEnum):
     memory = "memory"
     tier = "tier"
     energy = "energy"
+    kernels = "kernels"
     model = "model"
     dram_energy = "dram-energy"
     sweep = "sweep"
@@ -45,7 +46,7 @@ def check(
     files: Annotated[list[Path], typer.Argument(help="YAML or JSON files of opcycle, or config.json of a model.")],
     json: Json = False,
 ) -> None:
-    """Validate files: hardware, workloads, memories, energy tables, models, traces."""
+    """Validate files: hardware, kernel libraries, workloads, memories, energy tables, models, traces."""
     rows: list[dict[str, Any]] = []
     for file in files:
         row: dict[str, Any] = {"file": str(file), "kind": None, "ok": True, "error": None}
@@ -102,6 +103,10 @@ def _validate(kind: Schema, file: Path) -> None:
         from sim.tiers import load_tier
 
         load_tier(file)
+    elif kind is Schema.kernels:
+        from sim.gpu.library import load_library
+
+        load_library(str(file))
     elif kind is Schema.energy:
         from sim.energy_tables import load_table
 
@@ -139,6 +144,7 @@ _MODELS = {
     Schema.memory: ("sim.standards", "Memory"),
     Schema.tier: ("sim.tiers", "Tier"),
     Schema.energy: ("sim.energy_tables", "EnergyTable"),
+    Schema.kernels: ("sim.gpu.library", "Library"),
     Schema.dram_energy: ("sim.energy_tables", "DramInterfaces"),
     Schema.model: ("workloads.models", "Model"),
     Schema.workload: ("workloads.scenario", "Scenario"),

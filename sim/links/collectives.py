@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sim.links.schema import Links
 
 KINDS = COLLECTIVES
+CHOSEN = ("all_reduce", "reduce_scatter", "all_gather")
+"""Collectives for which `links.algorithms` says what the library has; the others have one way that all of them take."""
 
 
 class Plan(NamedTuple):
@@ -80,22 +82,25 @@ def plans(links: Links, kind: str, payload: float, n: int) -> list[Plan]:
     elif kind == "reduce_scatter":
         touched = (5 + 3 * (n - 2)) * part
         found.append(Plan("ring", (n - 1) * part, touched, n - 1, near.sharing, near.hops))
+        found.append(Plan("direct", (n - 1) * part, (3 * n - 1) * part, 1, every.sharing, every.hops))
     elif kind == "all_gather":
         touched = (5 + 3 * (n - 2)) * payload
         found.append(Plan("ring", (n - 1) * payload, touched, n - 1, near.sharing, near.hops))
+        found.append(Plan("direct", (n - 1) * payload, (n + 1) * payload, 1, every.sharing, every.hops))
     elif kind == "all_to_all":
         found.append(Plan("direct", (n - 1) * part, 2 * payload, 1, every.sharing, every.hops))
     elif kind == "broadcast":
         found.append(Plan("ring", payload, 3 * payload, n - 1, near.sharing, near.hops))
         found.append(Plan("tree", 2 * payload, 3 * payload, ceil(log2(n)), near.sharing, max(near.hops, every.hops)))
     else:
-        found.append(Plan("direct", payload, 2 * payload, 1, 1.0, near.hops))
+        # One transfer straight into the receiver's memory: there is no pipeline to fill.
+        found.append(Plan("direct", payload, 2 * payload, 0, 1.0, near.hops))
     return found
 
 
 def _flat(links: Links, kind: str, payload: float, n: int) -> Collective:
-    protocols = links.protocols or {"plain": Protocol(start=0, step=links.latency, efficiency=1.0)}
-    ways = [plan for plan in plans(links, kind, payload, n) if kind != "all_reduce" or plan.name in links.algorithms]
+    protocols = links.protocols or {"plain": Protocol.model_construct(start=0, step=links.latency, efficiency=1.0)}
+    ways = [plan for plan in plans(links, kind, payload, n) if kind not in CHOSEN or plan.name in links.algorithms]
     options = [_timed(links, plan, name, protocol) for plan in ways for name, protocol in protocols.items()]
     best = min(options, key=lambda option: option.time_s)
     return best._replace(call_s=max(best.time_s, _host_s(links, kind)))

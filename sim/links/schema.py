@@ -41,7 +41,7 @@ class Links(Strict):
         default_factory=dict, description="of the host, by collective; `other` for the rest: they follow no faster"
     )
     algorithms: tuple[Literal["ring", "tree", "direct"], ...] = Field(
-        default=("ring", "tree"), min_length=1, description="for an all-reduce"
+        default=("ring", "tree"), min_length=1, description="of the library, for reductions and gathers"
     )
     protocols: dict[str, Protocol] = Field(default_factory=dict, description="the fastest is used")
     beyond: Links | None = Field(default=None, description="what joins groups of `devices`, bandwidth a device")

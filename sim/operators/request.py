@@ -9,6 +9,7 @@ from typing import Any
 
 from sim.errors import ConfigError, not_among
 from workloads.attrs import COLLECTIVES
+from workloads.formats import format_bits
 
 SIZES: Mapping[str, tuple[str, ...]] = {
     "gemm": ("M", "N", "K"),
@@ -71,7 +72,12 @@ def make_request(kind: str, values: Mapping[str, Any], hint: str = "") -> Reques
         raise ConfigError(
             f"causal attention needs as many keys (Lk) as queries (Lq), not {sizes['Lk']} and {sizes['Lq']}"
         )
-    return Request(kind, NAMES.get(number_format, number_format), sizes)
+    number_format = NAMES.get(number_format, number_format)
+    try:
+        format_bits(number_format)
+    except ValueError as error:
+        raise ConfigError(f"{kind}: {error}") from None
+    return Request(kind, number_format, sizes)
 
 
 def _value(kind: str, key: str, value: Any) -> Any:
