@@ -52,6 +52,18 @@ def test_tiles_come_in_waves(one_tile: Gpu, tiles: int, waves: int) -> None:
     assert cost.macs == 128 * 128 * tiles * 640
 
 
+def test_stream_k_cuts_the_last_wave(one_tile: Gpu, tmp_path: Path) -> None:
+    path = tmp_path / "cut.yaml"
+    path.write_text(Path(one_tile.kernels).read_text().replace("group: [1]", "group: [1], stream_k: true"))
+    cut = gpu(kernels=str(path), fitted__tensor=1.0, fitted__tile=1, l2__bytes_per_clock=2**30)
+    for tiles in (132, 264):
+        work = Product(128, 128 * tiles, 6400, "bf16", "bf16")
+        assert gemm(cut, work).core_cycles == gemm(one_tile, work).core_cycles
+    whole, parts = (gemm(each, Product(128, 128 * 133, 6400, "bf16", "bf16")).core_cycles for each in (one_tile, cut))
+    assert whole == 2 * (100 * 512 + 1)
+    assert parts == pytest.approx(133 / 132 * 100 * 512, rel=0.01)
+
+
 def test_padding_is_work(one_tile: Gpu) -> None:
     cost = gemm(one_tile, Product(130, 136, 64, "bf16", "bf16"))
     assert cost.macs == 256 * 256 * 64
