@@ -18,6 +18,8 @@ FOLDERS: Final = {
     "memory": ("hwconfigs", "memories"),
     "tier": ("hwconfigs", "tiers"),
     "energy": ("hwconfigs", "energy"),
+    "graph": ("hwconfigs", "graphs"),
+    "unit": ("hwconfigs", "units"),
     "model": ("workloads", "models"),
     "workload": ("workloads", "scenarios"),
 }

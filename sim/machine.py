@@ -87,12 +87,14 @@ class EnergyUse(Strict):
 @dataclass(frozen=True, slots=True)
 class Chip:
     """What the energy model must know of a machine: bytes of the memory that an on-chip access pays for, bytes of all
-    on-chip memory and multiply-accumulate lanes that leak.
+    on-chip memory and multiply-accumulate lanes that leak; kind of arithmetic unit, and the lanes of one array of them.
     """
 
     sram_access_bytes: int
     sram_bytes: int
     lanes: int
+    unit: str = "plain"
+    array_lanes: int = 1
 
 
 class Machine(Strict):
@@ -103,6 +105,7 @@ class Machine(Strict):
     name: str = Field(min_length=1)
     description: str = ""
     technology: str = Field(description="technology node, e.g. 7 nm")
+    fabric: Literal["asic", "fpga"] = Field(default="asic", description="what the machine is built of")
     memory: MemoryUse
     software: Software = Field(default_factory=Software)
     energy: EnergyUse
@@ -150,6 +153,11 @@ class Machine(Strict):
     def peak_flops_per_s(self, number_format: str) -> float:
         """FLOP/s (two a multiply-accumulate) of the whole machine in `number_format`."""
         raise NotImplementedError
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """Kinds of engine that methods may ask for: systolic, pim, nm, sparse, stream, gpu, fpga."""
+        return frozenset({"fpga"} if self.fabric == "fpga" else ())
 
     @property
     def chip(self) -> Chip:

@@ -27,9 +27,17 @@ def clock_hz(gpu: Gpu, result: PassResult) -> float:
     return float(told.split()[0]) * 1e6 if told else float(gpu.clock.maximum)
 
 
-def energy_rows(machine: Gpu, passes: Sequence[PassResult], work: Sequence[Work] | None = None) -> list[EnergyRow]:
-    """Every row of the energy of a run, in the order of COMPONENTS; rows without events are left out."""
-    energy = machine.energy
+def energy_rows(
+    machine: Gpu,
+    passes: Sequence[PassResult],
+    work: Sequence[Work] | None = None,
+    mac_energy: Mapping[str, float] | None = None,
+) -> list[EnergyRow]:
+    """Every row of the energy of a run, in the order of COMPONENTS; rows without events are left out.
+
+    `mac_energy` scales the energy of a multiply-accumulate by number format.
+    """
+    energy, asked = machine.energy, mac_energy or {}
     rows = []
     for result, sums in zip(passes, work or [work_by_operator(p) for p in passes], strict=True):
         clock = clock_hz(machine, result)
@@ -41,7 +49,9 @@ def energy_rows(machine: Gpu, passes: Sequence[PassResult], work: Sequence[Work]
             if count:
                 macs[op.format] = macs.get(op.format, 0) + times * count
         for name, count in sorted(macs.items()):
-            rows.append(EnergyRow("array", f"mac {name}", count, "MAC", energy.mac[name] * scale, source))
+            rows.append(
+                EnergyRow("array", f"mac {name}", count, "MAC", energy.mac[name] * asked.get(name, 1.0) * scale, source)
+            )
         for component, name, column, unit, each in (
             ("vector", "instructions", "vector_ops", "result", energy.vector * scale),
             ("wire", "L2 to multiprocessors", "sram_read_bytes", "byte", energy.l2_byte * scale),
@@ -76,18 +86,22 @@ def _link_pj(gpu: Gpu) -> float:
 
 
 def operator_energy_j(
-    machine: Gpu, passes: Sequence[PassResult], work: Sequence[Work], rows: Sequence[EnergyRow]
+    machine: Gpu,
+    passes: Sequence[PassResult],
+    work: Sequence[Work],
+    rows: Sequence[EnergyRow],
+    mac_energy: Mapping[str, float] | None = None,
 ) -> list[dict[str, NDArray[np.float64]]]:
     """Energy of each operator with all repeats of its pass: for each pass {component: float64[operators]}, in joules.
 
     What always flows is shared out by the time that each operator added to the run; `rows` are those of `energy_rows`.
     """
-    energy, parts = machine.energy, []
+    energy, asked, parts = machine.energy, mac_energy or {}, []
     for result, sums in zip(passes, work, strict=True):
         clock = clock_hz(machine, result)
         scale = voltage(machine, clock) ** 2
         once = 1e-12 * result.repeat
-        mac = np.array([energy.mac.get(op.format, 0.0) for op in result.ops], np.float64)
+        mac = np.array([energy.mac.get(op.format, 0.0) * asked.get(op.format, 1.0) for op in result.ops], np.float64)
         advance = advances_ps(spans_ps(result.tasks.op, result.schedule, len(result.ops))[1])
         always = machine.power.idle + active_w(machine, clock)
         joules = {

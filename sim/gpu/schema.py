@@ -197,6 +197,11 @@ class Gpu(Machine):
             ) from None
 
     @property
+    def abilities(self) -> frozenset[str]:
+        """A GPU, and 2:4 weights where its tensor units take them."""
+        return super().abilities | {"gpu"} | ({"nm"} if self.sm.sparse is not None else set())
+
+    @property
     def chip(self) -> Chip:
         lanes = max(self.sm.tensor.values()) * self.sm.count
         on_chip = int(self.l2.capacity) + self.sm.count * (int(self.sm.shared) + int(self.sm.registers))
