@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from sim.standards import Memory
 
 SCHEMA = "opcycle/hardware/1"
+
+OWN_TABLE: Final = "own"
+"""What `energy.table` says where the description itself holds the energies."""
 
 
 def as_rate(value: Any) -> Any:

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.energy import energy_rows, operator_energy_j, total_counts
+from sim.energy import total_counts
 from sim.energy_row import COMPONENTS, EnergyRow
 from sim.hints import mac_energy, told
 from sim.joins import busy_ps, merge, work_by_operator
+from sim.kinds import account_of
 from sim.output import result_folder
 from sim.passes import PassResult
 from sim.report_tables import PS, Columns, Roofs, operator_columns, unit_names
@@ -171,12 +172,14 @@ class Report:
     @cached_property
     def energy_rows(self) -> tuple[EnergyRow, ...]:
         """The energy account; its rows sum to `energy_j` exactly."""
-        return tuple(energy_rows(self.machine, self.passes, self._work, self._mac_energy))
+        account = account_of(self.machine)
+        return tuple(account.energy_rows(self.machine, self.passes, self._work, self._mac_energy))
 
     @cached_property
     def operator_columns(self) -> Columns:
         """The table of operators as plain columns."""
-        joules = operator_energy_j(self.machine, self.passes, self._work, self.energy_rows, self._mac_energy)
+        account = account_of(self.machine)
+        joules = account.operator_energy_j(self.machine, self.passes, self._work, self.energy_rows, self._mac_energy)
         return operator_columns(self.passes, self._work, joules, self._roofs)
 
     @cached_property
