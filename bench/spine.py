@@ -17,7 +17,8 @@ from rich.table import Table
 from bench._measure import best, command, equal, peak_bytes
 from bench.validation import read_rows
 from sim.engine import Engine, simulate
-from sim.hardware import Hardware, load_hardware
+from sim.hardware import Hardware
+from sim.kinds import load_hardware
 from tests import operators
 from workloads import load_workload
 from workloads.trace import Pass

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from sim.engine import Engine
-from sim.hardware import Hardware, load_hardware
+from sim.hardware import Hardware
+from sim.kinds import load_hardware
 from sim.lower import lower_pass
 from sim.lower.builder import PER_CORE, Unit
 from sim.output import write_text

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sim.engine import simulate as simulate
     from sim.errors import ConfigError as ConfigError
     from sim.hardware import Hardware as Hardware
-    from sim.hardware import load_hardware as load_hardware
+    from sim.kinds import load_hardware as load_hardware
     from sim.result import Report as Report
 
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ _HOME = {
     "ConfigError": "sim.errors",
     "Hardware": "sim.hardware",
     "Report": "sim.result",
-    "load_hardware": "sim.hardware",
+    "load_hardware": "sim.kinds",
     "simulate": "sim.engine",
 }
 __all__ = ["ConfigError", "Hardware", "Report", "load_hardware", "simulate"]

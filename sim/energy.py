@@ -23,7 +23,7 @@ from sim.passes import MemoryCounts, PassResult
 from sim.tiers import tier_document
 
 if TYPE_CHECKING:
-    from sim.hardware import Hardware
+    from sim.machine import Machine
 
 MIB = 2**20
 
@@ -48,10 +48,11 @@ class OnChipRates:
         return self.table.leakage.sram_per_mib * self.sram_bytes / MIB, self.table.leakage.mac_lane * self.lanes
 
 
-def on_chip_rates(machine: Hardware) -> OnChipRates:
+def on_chip_rates(machine: Machine) -> OnChipRates:
     """The rates of the table that `machine.energy` names, for the machine's sizes. Raises ConfigError."""
     table, document = load_table(machine.energy.table)
-    read, write = table.sram.access_pj_per_byte(machine.scratchpad.capacity)
+    chip = machine.chip
+    read, write = table.sram.access_pj_per_byte(chip.sram_access_bytes)
     return OnChipRates(
         table=table,
         document=document,
@@ -59,9 +60,9 @@ def on_chip_rates(machine: Hardware) -> OnChipRates:
         sram_write_pj_per_byte=write,
         wire_pj_per_byte=8 * table.wire.energy * machine.energy.wire_length,
         wire_mm=machine.energy.wire_length,
-        scratchpad_bytes=machine.scratchpad.capacity,
-        sram_bytes=machine.cores * (machine.scratchpad.capacity + machine.accumulator.capacity),
-        lanes=machine.cores * machine.array.count * machine.array.rows * machine.array.columns,
+        scratchpad_bytes=chip.sram_access_bytes,
+        sram_bytes=chip.sram_bytes,
+        lanes=chip.lanes,
     )
 
 
@@ -152,7 +153,7 @@ def on_chip_rows(rates: OnChipRates, macs: Mapping[str, int], work: Mapping[str,
 
 
 def energy_rows(
-    machine: Hardware, passes: Sequence[PassResult], work: Sequence[Mapping[str, NDArray[np.int64]]] | None = None
+    machine: Machine, passes: Sequence[PassResult], work: Sequence[Mapping[str, NDArray[np.int64]]] | None = None
 ) -> list[EnergyRow]:
     """Every row of the energy of a run, in the order of COMPONENTS; rows without events are left out.
 
@@ -176,7 +177,7 @@ def energy_rows(
     return sorted(rows, key=lambda row: COMPONENTS.index(row.component))
 
 
-def link_rows(machine: Hardware, passes: Sequence[PassResult]) -> list[EnergyRow]:
+def link_rows(machine: Machine, passes: Sequence[PassResult]) -> list[EnergyRow]:
     """Rows of further memories: for every bit moved the link, and the memory's side by direction."""
     bits: dict[tuple[str, bool], int] = {}
     for result in passes:
@@ -214,7 +215,7 @@ def _link_bits(result: PassResult) -> dict[tuple[str, bool], NDArray[np.int64]]:
     return found
 
 
-def _link_pj(machine: Hardware, result: PassResult) -> NDArray[np.float64]:
+def _link_pj(machine: Machine, result: PassResult) -> NDArray[np.float64]:
     """Picojoules of each operator's transfers."""
     total = np.zeros(len(result.ops))
     for (name, read), bits in _link_bits(result).items():
@@ -263,7 +264,7 @@ def total_counts(passes: Sequence[PassResult]) -> MemoryCounts:
 
 
 def operator_energy_j(
-    machine: Hardware,
+    machine: Machine,
     passes: Sequence[PassResult],
     work: Sequence[Mapping[str, NDArray[np.int64]]],
     rows: Sequence[EnergyRow],

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sim.capacity import check_capacity, check_tiers
 from sim.execute import execute
 from sim.hardware import Hardware
+from sim.kinds import PassRunner, engine_for
 from sim.lower import lower_pass
-from sim.lower.lowering import check_capacity, check_tiers
+from sim.machine import Machine
 from sim.mapper import SimulatedMapper
 from sim.passes import PassResult
 from workloads.trace import Block, Pass
@@ -57,7 +59,7 @@ class Engine:
 
 
 def simulate(
-    machine: Hardware, workload: Workload, progress: Progress | None = None, engine: Engine | None = None
+    machine: Machine, workload: Workload, progress: Progress | None = None, engine: PassRunner | None = None
 ) -> Report:
     """Simulate all passes of `workload` on `machine` and return the Report.
 
@@ -70,7 +72,7 @@ def simulate(
     trace = workload.trace()
     check_capacity(machine, trace)
     check_tiers(machine, trace)
-    engine = engine or Engine(machine)
+    engine = engine or engine_for(machine)
     passes = []
     for number, work in enumerate(trace.passes):
         if progress:

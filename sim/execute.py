@@ -67,7 +67,7 @@ def _counts(
 ) -> MemoryCounts:
     """Counters of each class, times the channels that it stands for."""
     tick = int(to_tick(end_ps, period.numerator, period.denominator))
-    times = np.zeros(3, np.int64)
+    times = np.zeros(4, np.int64)
     for c in range(linked.weight.shape[0]):
         settle(t, state, c, tick)
         times += np.array(standby(t, state, c, tick), np.int64) * linked.weight[c]
@@ -76,7 +76,7 @@ def _counts(
     busy = [int(n) * period.numerator // period.denominator for n in state.count[:, at.BUSY]]
     return MemoryCounts(
         commands={name: int(counts[row]) for name, row in COMMANDS.items() if counts[row]},
-        standby_ps=dict(zip(("active", "precharged", "refresh"), picoseconds, strict=True)),
+        standby_ps=dict(zip(memory.standby_states, picoseconds, strict=False)),
         bytes_read=int(counts[at.RD]) * memory.burst_bytes,
         bytes_written=int(counts[at.WR]) * memory.burst_bytes,
         row_hits=int(counts[at.HITS]),

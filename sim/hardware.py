@@ -1,42 +1,19 @@
-"""What a machine description may say: the pydantic schema of `opcycle/hardware/1`, and the reader of such files.
+"""What the description of an NPU may say: systolic arrays, vector units, scratchpads and DMA.
 
-A Hardware is frozen and complete: every value that the lowering or the energy model uses is here or in the memory and
-energy tables that it names. Checks that need several fields stand at the bottom of each class.
+A Hardware is frozen and complete: every value that the lowering or the energy model uses is here, in `machine.py` or in
+the memory and energy tables that it names. Checks that need several fields stand at the bottom of each class.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from fractions import Fraction
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from sim.tiers import DEVICE, Tier, load_tier
-from sim.units import Bytes, Energy, Frequency, Length, Time
-
-if TYPE_CHECKING:
-    from sim.standards import Memory
-
-SCHEMA = "opcycle/hardware/1"
-
-
-def _rate(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, str, Fraction)):
-        raise ValueError("must be an integer or a fraction such as 1/2")
-    return Fraction(value)
-
-
-Rate = Annotated[
-    Fraction,
-    BeforeValidator(_rate),
-    Field(gt=0, json_schema_extra={"type": ["integer", "string"]}),
-]
-Positive = Annotated[int, Field(gt=0, le=2**40)]
+from sim.machine import Chip, Machine, Positive, Rate, Strict, as_rate
+from sim.units import Bytes, Frequency, Time
 
 
 class Dataflow(StrEnum):
@@ -52,19 +29,6 @@ class Preload(StrEnum):
 
     FOLD_SERIAL = "fold_serial"
     DOUBLE_BUFFERED = "double_buffered"
-
-
-class Strict(BaseModel):
-    """Base of every section: frozen, no unknown keys, hashed by content (sections key the caches of the lowering)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
-
-    @cached_property
-    def _content(self) -> str:
-        return self.model_dump_json(by_alias=True)
-
-    def __hash__(self) -> int:
-        return hash(self._content)
 
 
 class Array(Strict):
@@ -103,7 +67,7 @@ class Scratchpad(Strict):
     capacity: Bytes = Field(description="of one core")
     read_bytes_per_cycle: Positive = Field(description="towards arrays, vector units and DMA")
     write_bytes_per_cycle: Positive = Field(description="from arrays, vector units and DMA")
-    activation_share: Annotated[Fraction, BeforeValidator(_rate), Field(ge=0, lt=1)] = Field(
+    activation_share: Annotated[Fraction, BeforeValidator(as_rate), Field(ge=0, lt=1)] = Field(
         description="part of the capacity that may hold activations between operators",
         json_schema_extra={"type": ["integer", "string"]},
     )
@@ -126,43 +90,10 @@ class Dma(Strict):
     setup: Time = Field(description="from descriptor to first request")
 
 
-class MemoryUse(Strict):
-    """Which memory, how many channels, and what differs from its file."""
-
-    standard: str = Field(description="a memory's name or YAML path")
-    channels: Positive
-    settings: dict[str, Any] = Field(default_factory=dict, description="values that replace those of the memory's file")
-
-
-class TierUse(Strict):
-    """A further memory behind a link, what differs from its file, and how transfers to and from it are cut."""
-
-    tier: str = Field(description="a tier's name or YAML path")
-    chunk: Bytes = Field(default=256 * 1024, gt=0, description="bytes that the link hands to the DRAM at once")
-    settings: dict[str, Any] = Field(default_factory=dict, description="values that replace those of the tier's file")
-
-
-class Software(Strict):
-    """Costs that are not hardware, kept as a term of their own."""
-
-    launch: Time = Field(default=0, description="per operator, before its first task")
-
-
-class EnergyUse(Strict):
-    """Which energy table, and the geometry it needs."""
-
-    table: str = Field(description="name of a table in hwconfigs/energy or a YAML path")
-    wire_length: Length = Field(description="mean distance between scratchpad and arrays")
-    dram_io: Energy | None = Field(default=None, description="per bit, replaces the memory's own figure")
-
-
-class Hardware(Strict):
+class Hardware(Machine):
     """A machine of systolic arrays, vector units, scratchpad, DMA and DRAM channels."""
 
-    schema_: Literal["opcycle/hardware/1"] = Field(alias="schema")
-    name: str = Field(min_length=1)
-    description: str = ""
-    technology: str = Field(description="technology node, e.g. 7 nm")
+    kind: Literal["npu"] = "npu"
     clock: Frequency
     cores: Positive = Field(default=1, description="each with arrays, vector units, scratchpad and DMA of its own")
     array: Array
@@ -170,22 +101,10 @@ class Hardware(Strict):
     scratchpad: Scratchpad
     accumulator: Accumulator
     dma: Dma
-    memory: MemoryUse
     attention: Literal["flash", "unfused"] = Field(description="flash: fused on chip where it fits")
-    software: Software = Field(default_factory=Software)
-    energy: EnergyUse
-    tiers: dict[str, TierUse] = Field(
-        default_factory=dict, description="further memories, by the name that traces give them"
-    )
 
     @model_validator(mode="after")
     def _geometry(self) -> Hardware:
-        for name in self.tiers:
-            if name == DEVICE or not re.fullmatch("[a-z][a-z0-9_]*", name):
-                raise ValueError(
-                    f"tiers.{name}: a tier's name begins with a letter and has small letters, digits and _ only; "
-                    f"{DEVICE!r} is the machine's own memory"
-                )
         tile = self.array.rows * self.array.columns
         if self.scratchpad.capacity < 4 * tile:
             raise ValueError(
@@ -199,58 +118,30 @@ class Hardware(Strict):
             )
         return self
 
-    @cached_property
-    def dram(self) -> Memory:
-        """The memory that `memory` names, with its settings applied."""
-        from sim.standards import load_memory
-
-        return load_memory(self.memory.standard, dict(_dotted(self.memory.settings)))
-
-    @cached_property
-    def tier_data(self) -> dict[str, Tier]:
-        """The further memories with their settings applied, by name."""
-        return {name: load_tier(use.tier, dict(use.settings)) for name, use in self.tiers.items()}
-
     @property
-    def capacity_bytes(self) -> int:
-        """Bytes of DRAM on all channels."""
-        return self.dram.capacity_bytes_per_channel * self.memory.channels
-
-    @property
-    def peak_bytes_per_s(self) -> float:
-        """Bytes per second of all channels at the data bus's rate."""
-        return float(self.dram.channel_peak_bytes_per_s * self.memory.channels)
+    def formats(self) -> tuple[str, ...]:
+        """Number formats that the arrays multiply."""
+        return tuple(self.array.formats)
 
     def peak_flops_per_s(self, number_format: str) -> float:
         """FLOP/s (two a multiply-accumulate) of all arrays in `number_format`."""
-        pes = self.cores * self.array.count * self.array.rows * self.array.columns
-        return float(2 * pes * self.clock * self.array.formats[number_format])
+        return float(2 * self.chip.lanes * self.clock * self.array.formats[number_format])
 
+    @property
+    def chip(self) -> Chip:
+        """Arrays as lanes; a core's scratchpad is what an access pays for."""
+        return Chip(
+            sram_access_bytes=int(self.scratchpad.capacity),
+            sram_bytes=self.cores * (self.scratchpad.capacity + self.accumulator.capacity),
+            lanes=self.cores * self.array.count * self.array.rows * self.array.columns,
+        )
 
-def _dotted(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{before}{key}.")
-        else:
-            yield before + key, value
+    @property
+    def compute(self) -> str:
+        """Arrays of all cores and their shape."""
+        return f"{self.cores * self.array.count} x {self.array.rows}x{self.array.columns}"
 
-
-def load_hardware(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Hardware:
-    """Read a machine that ships (`neupims`) or a YAML file; `overrides` maps dotted keys to values.
-
-    Raises ConfigError for anything that the schema or the geometry does not allow.
-    """
-    from sim.base import load_based
-    from sim.config import ConfigError, apply_overrides, build
-
-    document = load_based("hardware", name_or_path)
-    if overrides:
-        document = apply_overrides(document, overrides)
-    machine = build(Hardware, document)
-    try:
-        machine.dram.check_channels(machine.memory.channels)
-    except ConfigError as error:
-        # An unknown name has no file of its own; a fault inside the memory's file is told with that file.
-        raise error if error.file else document.error(str(error), "memory") from None
-    _ = machine.tier_data
-    return machine
+    @property
+    def facts(self) -> dict[str, str]:
+        """How the arrays work."""
+        return {"preload_model": str(self.array.preload), "dataflow": str(self.array.dataflow)}

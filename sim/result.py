@@ -31,7 +31,7 @@ from sim.timeline import Timeline, build_timeline, chrome_trace
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from sim.hardware import Hardware
+    from sim.machine import Machine
     from workloads import Workload
 
 SCHEMA = "opcycle/summary/1"
@@ -41,7 +41,7 @@ SCHEMA = "opcycle/summary/1"
 class Report:
     """The result of a run of `passes` on `machine`; `wall_s` is how long the simulation took on the host."""
 
-    machine: Hardware
+    machine: Machine
     workload: Workload | RunInfo
     passes: tuple[PassResult, ...]
     wall_s: float = 0.0
@@ -123,8 +123,7 @@ class Report:
                 for p in self.passes
             ],
             "attention": self._decided("attention"),
-            "preload_model": str(self.machine.array.preload),
-            "dataflow": str(self.machine.array.dataflow),
+            **self.machine.facts,
             "energy_table": self.machine.energy.table,
             "technology": self.machine.technology,
             "provenance": dict(self.info.provenance),
@@ -259,7 +258,7 @@ class Report:
     @cached_property
     def _roofs(self) -> Roofs:
         vector = {u.name: u.peak_per_s for p in self.passes for u in p.units if u.work == "vector"}
-        formats = self._flops_by_format or dict.fromkeys(sorted(self.machine.array.formats)[:1], 0)
+        formats = self._flops_by_format or dict.fromkeys(sorted(self.machine.formats)[:1], 0)
         return Roofs(
             flops_per_s={name: self.machine.peak_flops_per_s(name) for name in formats},
             vector_ops_per_s=sum(vector.values()),

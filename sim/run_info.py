@@ -13,7 +13,7 @@ from sim.document import dump_yaml
 from sim.energy_tables import load_table
 
 if TYPE_CHECKING:
-    from sim.hardware import Hardware
+    from sim.machine import Machine
     from workloads import Workload
 
 
@@ -37,7 +37,7 @@ class RunInfo:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 
-def run_info(machine: Hardware, workload: Workload) -> RunInfo:
+def run_info(machine: Machine, workload: Workload) -> RunInfo:
     """The RunInfo of `workload` on `machine`. A workload that was read from a trace file stays that trace, word for
     word.
     """

@@ -109,7 +109,8 @@ class Policy(StrEnum):
 class PowerDown(StrEnum):
     """What a rank whose banks are all closed does, for its energy: stand by, power down, or refresh itself.
 
-    Entering and leaving take no time in this model, so the two latter are what a controller can save at most.
+    Without `power_down_after`, entering and leaving take no time, so the two latter are what a controller can save at
+    most.
     """
 
     NONE = "none"
@@ -133,12 +134,26 @@ class BankHash(StrEnum):
 
 
 class Refresh(StrEnum):
-    """When ranks are refreshed: never, all at once, in turn over the interval, or so but put off while work waits."""
+    """When ranks are refreshed: never, all at once, in turn over the interval, or so but put off while work waits; or
+    bank by bank, or one bank number of every group at a time, while the others go on.
+    """
 
     NONE = "none"
     TOGETHER = "together"
     STAGGERED = "staggered"
     POSTPONED = "postponed"
+    PER_BANK = "per_bank"
+    SAME_BANK = "same_bank"
+
+    @property
+    def command(self) -> str:
+        """The command that does it."""
+        return {Refresh.PER_BANK: "REFpb", Refresh.SAME_BANK: "REFsb"}.get(self, "REF")
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its timings end in: tREFI and tRFC, tREFIpb and tRFCpb, tREFIsb and tRFCsb."""
+        return self.command.removeprefix("REF")
 
 
 PowerOfTwo = Annotated[int, Field(gt=0, le=2**24)]
@@ -206,12 +221,16 @@ class Controller(Strict):
     """Scheduler, queue depths, write drain marks, row hits served in a row while an older request waits, and the age in
     ticks from which a read goes before writes and before other ranks' reads (writes are posted: nobody waits for them).
 
+    `power_down_after`: ticks after its last column command at which a rank, once closed, powers down or refreshes
+    itself; its next command, a refresh too, then waits tXP or tXS for it to wake.
+
     `page_idle` is the time without use after which an adaptive page is closed, `bank_queue` the depth of the further
     queues of each bank under the policy dramsim3.
     """
 
     policy: Policy
     power_down: PowerDown = PowerDown.NONE
+    power_down_after: Annotated[int, Field(ge=0, le=2**31)] | None = None
     read_queue: Entries
     write_queue: Entries
     drain_high: Entries
@@ -229,6 +248,11 @@ class Controller(Strict):
                 f"drain_low {self.drain_low} must be below drain_high {self.drain_high}, "
                 f"and that at most write_queue {self.write_queue}"
             )
+        if self.power_down_after is not None:
+            if self.power_down is PowerDown.NONE:
+                raise ValueError("power_down_after says when ranks power down, but power_down is none")
+            if self.policy is not Policy.FRFCFS:
+                raise ValueError(f"power_down_after is what policy {self.policy} does not know; it never powers down")
         if self.page is not Page.OPEN and self.policy is not Policy.FRFCFS:
             raise ValueError(f"page {self.page} is not what policy {self.policy} does; it leaves pages open")
         return self
@@ -284,8 +308,9 @@ class Memory(Strict):
                     f"rules: {rule.before} to {rule.after} is {rule.gap} ticks, but column commands start with a "
                     f"clock, of {self.clock_ticks} ticks"
                 )
-        if self.refresh is not Refresh.NONE and not any((r.before, r.after) == ("REF", "ACT") for r in self.rule_rows):
-            raise ValueError(f"refresh: {self.refresh} needs the command REF, for which there are no rules")
+        self._check_refresh()
+        if self.exit_timing and self.exit_timing not in self.timings:
+            raise ValueError(f"controller.power_down_after needs timings.{self.exit_timing}")
         if {"tRAS", "tRP"} <= set(self.timings) and self.activation_charge <= 0:
             raise ValueError(
                 "currents: an activation would yield energy, as IDD0 is too low for this IDD3N; if that is with all "
@@ -294,10 +319,61 @@ class Memory(Strict):
         needed = {PowerDown.FAST: "IDD2P", PowerDown.SELF_REFRESH: "IDD6"}.get(self.controller.power_down)
         if needed and getattr(self.currents, needed) is None:
             raise ValueError(f"controller.power_down: {self.controller.power_down} needs currents.{needed}")
-        if self.refresh is Refresh.POSTPONED and self.controller.policy is not Policy.FRFCFS:
-            raise ValueError(f"refresh is postponed, which policy {self.controller.policy} never does")
         _ = self.fields
         return self
+
+    def _check_refresh(self) -> None:
+        """Raise ValueError if the memory or its controller cannot be refreshed in the way that is asked for."""
+        if self.refresh is Refresh.NONE:
+            return
+        command, suffix = self.refresh.command, self.refresh.suffix
+        if not any((r.before, r.after) == (command, "ACT") for r in self.rule_rows):
+            raise ValueError(f"refresh: {self.refresh} needs the command {command}, for which there are no rules")
+        ours_only = self.refresh is Refresh.POSTPONED or suffix
+        if ours_only and self.controller.policy is not Policy.FRFCFS:
+            raise ValueError(f"refresh is {self.refresh}, which policy {self.controller.policy} never does")
+        if not suffix:
+            return
+        for name in ("tRFC" + suffix, "tREFI" + suffix):
+            if name not in self.timings:
+                raise ValueError(f"refresh: {self.refresh} needs timings.{name}")
+        if self.currents.IDD5PB is None:
+            raise ValueError(f"refresh: {self.refresh} needs currents.IDD5PB")
+        interval, units = self.refresh_interval, self.refresh_units
+        if interval * units > self.timings["tREFI"]:
+            raise ValueError(
+                f"timings.tREFI{suffix} is {interval}, so that {units} refreshes of a rank's banks take "
+                f"{interval * units} ticks, more than tREFI of {self.timings['tREFI']}"
+            )
+        gap = max((r.gap for r in self.rule_rows if r.before == r.after == command and r.level != "bank"), default=1)
+        if interval <= gap or interval * units <= self.timings["tRFC" + suffix]:
+            raise ValueError(f"timings.tREFI{suffix} is {interval}, but the refreshes of a rank cannot come that fast")
+
+    @property
+    def exit_timing(self) -> str:
+        """The timing that a rank needs to wake, empty where none ever sleeps."""
+        if self.controller.power_down_after is None:
+            return ""
+        return "tXS" if self.controller.power_down is PowerDown.SELF_REFRESH else "tXP"
+
+    @property
+    def standby_states(self) -> tuple[str, ...]:
+        """The states that a channel counts the time of its ranks in."""
+        states = ("active", "precharged", "refresh")
+        return {"tXP": (*states, "precharged power-down"), "tXS": (*states, "self refresh")}.get(
+            self.exit_timing, states
+        )
+
+    @property
+    def refresh_interval(self) -> int:
+        """Ticks between two refresh commands of a rank."""
+        return self.timings["tREFI" + self.refresh.suffix]
+
+    @property
+    def refresh_units(self) -> int:
+        """Refresh commands that it takes to refresh every bank of a rank once."""
+        o = self.organisation
+        return {Refresh.PER_BANK: o.bank_groups * o.banks, Refresh.SAME_BANK: o.banks}.get(self.refresh, 1)
 
     @property
     def burst_bytes(self) -> int:
@@ -552,10 +628,14 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         hashed = o.rows.bit_length() - 1
     above = max(0, hashed - pieces[-1].to) if pieces else 0  # row bits of the topmost piece that the hash reads
     period_bits = pieces[-1].shift + above if pieces and pieces[-1].row else 0
-    interval = 0 if memory.refresh is Refresh.NONE else timings["tREFI"]
-    stagger = memory.refresh in (Refresh.STAGGERED, Refresh.POSTPONED)
+    interval = 0 if memory.refresh is Refresh.NONE else memory.refresh_interval
+    stagger = memory.refresh is not Refresh.TOGETHER
+    refresh = memory.refresh.command
+    between = [r.gap for r in memory.rule_rows if r.before == r.after == refresh and r.level not in ("bank", "rank")]
     first = interval - int(memory.controller.policy is Policy.RAMULATOR)  # it counts clocks from one
     phase = [interval * (r + 1) // ranks if stagger else first for r in range(ranks)]
+    # Refreshes of single banks come more often than a stretch is long, and at other places of it each time.
+    periodic = memory.controller.policy is Policy.FRFCFS and not memory.refresh.suffix and not memory.exit_timing
     window = np.asarray(windows, np.int64).reshape(-1, 4)
     command_ticks = [memory.command_ticks.get(name, 1) for name in COMMANDS]
     c = memory.controller
@@ -585,9 +665,16 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         burst_ticks=timings["BL"],
         front_ticks=memory.clock_ticks,
         refresh_interval=interval,
-        refresh_ticks=timings["tRFC"] if interval else 0,
+        refresh_ticks=timings["tRFC" + memory.refresh.suffix] if interval else 0,
+        refresh_command=number[refresh],
+        unit_banks=o.bank_groups * o.banks // memory.refresh_units,
+        unit_step=o.banks if memory.refresh is Refresh.SAME_BANK else 1,
+        refresh_apart=max([command_ticks[number[refresh]], *between]),
         postponable=MOST_POSTPONED if memory.refresh is Refresh.POSTPONED else 0,
         refresh_phase=integers(phase if interval else [k.NEVER] * ranks),
+        exit_ticks=timings[memory.exit_timing] if memory.exit_timing else 0,
+        sleep_after=c.power_down_after or 0,
+        self_refresh=int(memory.exit_timing == "tXS"),
         policy=list(Policy).index(c.policy),
         read_entries=c.read_queue,
         write_entries=c.write_queue,
@@ -609,7 +696,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         piece_to=integers([p.to for p in pieces]),
         piece_row=integers([p.row for p in pieces]),
         bursts=memory.bursts_per_channel,
-        steady=min(STRETCH, 1 << period_bits) if steady and period_bits >= 4 and c.policy is Policy.FRFCFS else 0,
+        steady=min(STRETCH, 1 << period_bits) if steady and periodic and period_bits >= 4 else 0,
         period_bits=period_bits,
         period_shift=pieces[-1].to + above if pieces else 0,
     )
@@ -717,9 +804,10 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     state.scalar[:, k.STALE] = 1
     state.scalar[:, k.BEST_TICK] = k.NEVER
     state.scalar[:, [k.TRANS_HEAD_R, k.TRANS_HEAD_W, k.TRANS_TAIL_R, k.TRANS_TAIL_W]] = -1
-    state.bank[:, k.DEPTH, :] = 0
+    state.bank[:, [k.DEPTH, k.HALTED, k.REFRESHED], :] = 0
     state.scalar[:, k.MARK] = -1
     state.scalar[:, k.OVERDUE] = -1
     state.rank[:, k.NEXT_DUE, :] = tables.refresh_phase
+    state.rank[:, k.SLEEP_FROM, :] = tables.sleep_after
     state.scalar[:, k.DUE] = tables.refresh_phase.min()
     return state

@@ -14,7 +14,8 @@ from unittest import mock
 
 import sim.execute
 import sim.lower.lowering
-from sim.hardware import Hardware, load_hardware
+from sim.hardware import Hardware
+from sim.kinds import load_hardware
 from sim.lower.builder import Builder, Template
 from sim.lower.lowering import Lowered, lower_pass
 from sim.mapper import SimulatedMapper

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.machine import Chip
 from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow
 from sim.result import Report
 from sim.run_info import RunInfo
@@ -25,13 +26,10 @@ def machine(dram: Any = None, table: str = "7nm", dram_io: float | None = None) 
     """One core of 8 arrays of 128 x 128 at 1 GHz: 262.144 TFLOP/s in bf16, twice that in int8, 1024 GB/s."""
     peaks = {"bf16": 262.144e12, "int8": 524.288e12}
     return SimpleNamespace(
-        cores=1,
         technology="7 nm",
-        array=SimpleNamespace(
-            count=8, rows=128, columns=128, preload="double_buffered", dataflow="ws", formats={"bf16": 1, "int8": 2}
-        ),
-        scratchpad=SimpleNamespace(capacity=8 << 20),
-        accumulator=SimpleNamespace(capacity=2 << 20),
+        formats=("bf16", "int8"),
+        facts={"preload_model": "double_buffered", "dataflow": "ws"},
+        chip=Chip(sram_access_bytes=8 << 20, sram_bytes=10 << 20, lanes=8 * 128 * 128),
         energy=SimpleNamespace(table=table, wire_length=2.0, dram_io=dram_io),
         dram=dram or hbm2(),
         capacity_bytes=32 << 30,

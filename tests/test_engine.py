@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from machines import SMALL, machine, model, run_pass, small_run
 
+from sim.capacity import check_capacity
 from sim.config import ConfigError
 from sim.engine import Engine
-from sim.hardware import Hardware, load_hardware
+from sim.hardware import Hardware
 from sim.kernels import dram_tables as at
+from sim.kinds import load_hardware
 from sim.lower.builder import Unit
-from sim.lower.lowering import check_capacity
 from sim.lower.matmul import Tiling
 from workloads.build import Builder, decode_passes
 from workloads.emit import FormatChoice

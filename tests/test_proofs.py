@@ -95,7 +95,7 @@ def test_a_mapper_that_knows_much_chooses_as_a_new_one():
 SCRIPT = """
 import json, sys
 from sim.engine import Engine
-from sim.hardware import load_hardware
+from sim.kinds import load_hardware
 from sim.result import Report
 from workloads import load_workload
 machine = load_hardware("npu-hbm2", json.loads(sys.argv[1]))

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from machines import SMALL
 
+from sim.capacity import check_tiers
 from sim.catalog import names
 from sim.config import ConfigError
 from sim.energy import energy_rows, operator_energy_j
 from sim.engine import Engine
-from sim.hardware import Hardware, load_hardware
+from sim.hardware import Hardware
 from sim.joins import work_by_operator
-from sim.lower.lowering import check_tiers
+from sim.kinds import load_hardware
 from sim.passes import PassResult
 from sim.tiers import load_tier
 from workloads.trace import Block, CustomAttrs, MatmulAttrs, Op, OpKind, Pass, Role, Tensor, Trace, TransferAttrs

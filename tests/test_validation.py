@@ -18,7 +18,7 @@ from bench.validation import (
     tpu_rows,
 )
 from sim.engine import Engine
-from sim.hardware import load_hardware
+from sim.kinds import load_hardware
 from tests import operators
 from workloads.trace import Pass
 

@@ -40,6 +40,7 @@ class Schema(StrEnum):
     model = "model"
     dram_energy = "dram-energy"
     stream = "stream"
+    sweep = "sweep"
 
 
 def check(
@@ -92,7 +93,7 @@ def kind_of(file: Path) -> Schema:
 def _validate(kind: Schema, file: Path) -> None:
     """Read `file` as a `kind`, with everything that it names. Raises ConfigError."""
     if kind is Schema.hardware:
-        from sim.hardware import load_hardware
+        from sim.kinds import load_hardware
 
         load_hardware(file)
     elif kind is Schema.memory:
@@ -120,6 +121,10 @@ def _validate(kind: Schema, file: Path) -> None:
         from sim.stream.schema import load_graph
 
         load_graph(file)
+    elif kind is Schema.sweep:
+        from sim.sweep.spec import load_spec
+
+        load_spec(file)
     elif kind is Schema.trace:
         from workloads import read_trace
 
@@ -136,7 +141,7 @@ def schema(kind: Annotated[Schema, typer.Argument(help="What to describe.")]) ->
 
 
 _MODELS = {
-    Schema.hardware: ("sim.hardware", "Hardware"),
+    Schema.hardware: ("sim.kinds", "hardware_schema"),
     Schema.memory: ("sim.standards", "Memory"),
     Schema.tier: ("sim.tiers", "Tier"),
     Schema.energy: ("sim.energy_tables", "EnergyTable"),
@@ -145,6 +150,7 @@ _MODELS = {
     Schema.model: ("workloads.models", "Model"),
     Schema.workload: ("workloads.scenario", "Scenario"),
     Schema.trace: ("workloads.trace_file", "trace_schema"),
+    Schema.sweep: ("sim.sweep.spec", "Spec"),
 }
 """The module and the pydantic model of each kind of file, or the function that writes its schema."""
 
@@ -208,17 +214,17 @@ def _cell(key: str, value: Any) -> str:
 
 def _hardware_rows() -> list[dict[str, Any]]:
     from sim.catalog import names
-    from sim.hardware import load_hardware
+    from sim.kinds import load_hardware
 
     rows = []
     for name in names("hardware"):
         machine = load_hardware(name)
-        best = max(machine.array.formats, key=lambda f: machine.array.formats[f])
+        best = max(machine.formats, key=machine.peak_flops_per_s)
         rows.append(
             {
                 "name": name,
-                "arrays": machine.cores * machine.array.count,
-                "array": f"{machine.array.rows}x{machine.array.columns}",
+                "kind": machine.kind,
+                "compute": machine.compute,
                 "peak_flops_per_s": machine.peak_flops_per_s(best),
                 "format": best,
                 "memory": f"{machine.memory.channels} x {machine.memory.standard}",

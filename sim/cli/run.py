@@ -35,7 +35,7 @@ def simulate(
     """Simulate a workload on a machine."""
     from sim.cli.settings import settings
     from sim.energy_tables import load_table
-    from sim.hardware import load_hardware
+    from sim.kinds import load_hardware
     from sim.output import check_target
     from workloads import load_workload
 

@@ -7,7 +7,7 @@ may be called with any sequence of limits: the commands are the same.
 
 import numpy as np
 
-from sim.kernels.dram_issue import accept, fall_due, find_best, has_room, idle_refreshes, issue_bank, issue_rank
+from sim.kernels.dram_issue import accept, asleep, fall_due, find_best, has_room, idle_refreshes, issue_bank, issue_rank
 from sim.kernels.dram_peers import (
     accept_dramsim3,
     accept_ramulator,
@@ -47,9 +47,11 @@ from sim.kernels.dram_tables import (
     SEGMENTS,
     SIDE,
     SINCE,
+    SLEEP_FROM,
     STALE,
     TASK,
     TIME_ACTIVE,
+    TIME_ASLEEP,
     TIME_PRECHARGED,
     TIME_REFRESH,
     VISIBLE,
@@ -161,7 +163,7 @@ def run_channel(t, s, c, until, settling, wait_room):
                 break
             horizon = min(until, arrival)
             if x[DUE] < horizon and not closing:
-                idle_refreshes(t, x, ready, near, rank, ring, count, log, horizon)
+                idle_refreshes(t, x, bank, ready, near, rank, ring, count, log, horizon)
         if t.policy != FRFCFS:
             x[STALE] = 0
         elif x[STALE] == 1:
@@ -174,7 +176,7 @@ def run_channel(t, s, c, until, settling, wait_room):
         if x[DUE] == tick and t.policy != FRFCFS:
             fall_due_together(t, x, rank, tick)
         elif x[DUE] == tick:
-            fall_due(t, x, bank, ready, rank, entry, tick)
+            fall_due(t, x, bank, ready, near, rank, entry, tick)
         elif arrival == tick:
             burst = segment[CURSOR, p]
             if (
@@ -265,8 +267,9 @@ def settle(t, s, c, tick):
 
 @leaf
 def standby(t, s, c, tick):
-    """(active, precharged, refresh) ticks of class `c`, summed over its ranks, from tick 0 to `tick`, once settled."""
+    """(active, precharged, refresh, asleep) ticks of class `c`, all its ranks, from tick 0 to `tick`, once settled."""
     rank = s.rank[c]
+    sleeping = np.int64(0)
     active = np.int64(0)
     precharged = np.int64(0)
     refresh = np.int64(0)
@@ -281,7 +284,13 @@ def standby(t, s, c, tick):
             active += rest
         else:
             precharged += rest
-    return active, precharged, refresh
+        if t.exit_ticks > 0:
+            down = rank[TIME_ASLEEP, r]
+            if asleep(t, s.bank[c], rank, r, tick):
+                down += tick - rank[SLEEP_FROM, r]
+            sleeping += down
+            precharged -= down
+    return active, precharged, refresh, sleeping
 
 
 @inlined

@@ -32,6 +32,7 @@ from sim.kernels.dram_tables import (
     FORWARDED,
     FREE_R,
     FROM_R,
+    HALTED,
     HEAD_R,
     HEAD_W,
     HIT_R,
@@ -49,7 +50,11 @@ from sim.kernels.dram_tables import (
     NEAR_R,
     NEVER,
     NEXT_AGE,
+    NEXT_BANK,
     NEXT_DUE,
+    NEXT_FROM,
+    NEXT_KIND,
+    NEXT_NEAR,
     OPEN,
     ORDER_BITS,
     ORDER_MASK,
@@ -66,16 +71,22 @@ from sim.kernels.dram_tables import (
     READS_DONE,
     RECHECK,
     REF,
+    REFRESHED,
+    REFS,
+    ROUND,
     ROW,
     SIDE,
     SINCE,
+    SLEEP_FROM,
     STALE,
     STREAK,
     TAIL_R,
     TIME_ACTIVE,
+    TIME_ASLEEP,
     TIME_PRECHARGED,
     TIME_REFRESH,
     TOUCHED,
+    UNIT,
     URGENT_FROM,
     WAITING_REFRESH,
     WAITS,
@@ -95,7 +106,7 @@ def choose(t, bank, ready, rank, entry, b, d):
     """
     e = bank[HEAD_R + d, b]
     g = t.group_of[b]
-    if rank[WAITS, t.rank_of[g]] > 0:
+    if bank[HALTED, b] > 0:
         bank[FROM_R + d, b] = FAR
     elif e < 0:
         bank[FROM_R + d, b] = FAR
@@ -194,17 +205,41 @@ def find_best_for_overdue(t, x, bank, near, rank, entry, now):
         if bank[FROM_R, b] < FAR and (not column or t.rank_of[t.group_of[b]] == own):
             first = max(now, x[BUS_COLUMN] if column else x[BUS_ROW])
             first = max(first, max(bank[FROM_R, b], near[bank[NEAR_R, b]]))
+            if column:
+                first += -first & (t.front_ticks - 1)
             if first < x[BEST_TICK] or (first == x[BEST_TICK] and order < x[BEST]):
                 x[BEST_TICK] = first
                 x[BEST] = order
     for r in range(t.ranks):
         if rank[WAITS, r] > 0:
-            k = PREA if rank[OPEN, r] > 0 else REF
-            tick = max(max(now, x[BUS_ROW]), near[r * (t.groups // t.ranks) * N_COMMANDS + k])
+            tick = max(max(now, x[BUS_ROW]), max(rank[NEXT_FROM, r], near[rank[NEXT_NEAR, r]]))
             if tick < x[BEST_TICK] or (tick == x[BEST_TICK] and r < x[BEST]):
                 x[BEST_TICK] = tick
                 x[BEST] = r
     x[STALE] = 0
+
+
+@inlined
+def asleep(t, bank, rank, r, tick):
+    """Whether rank `r` sleeps at `tick`: closed, with no refresh to do, and nothing wanted of it for long enough."""
+    if rank[OPEN, r] > 0 or rank[WAITS, r] > 0 or tick < rank[SLEEP_FROM, r]:
+        return False
+    each = t.banks // t.ranks
+    for b in range(r * each, (r + 1) * each):
+        if bank[HEAD_R, b] >= 0 or bank[HEAD_W, b] >= 0:
+            return False
+    return True
+
+
+@leaf
+def wake(t, bank, near, rank, r, tick):
+    """Wake rank `r` if it sleeps; it takes commands once it is awake."""
+    if asleep(t, bank, rank, r, tick):
+        rank[TIME_ASLEEP, r] += tick - rank[SLEEP_FROM, r]
+        rank[SLEEP_FROM, r] = tick
+        each = t.groups // t.ranks * N_COMMANDS
+        for i in range(r * each, (r + 1) * each):
+            near[i] = max(near[i], tick + t.exit_ticks)
 
 
 @inlined
@@ -218,6 +253,8 @@ def accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
     if x[QUEUED_W] > 0 and find_write(bank, entry, burst, b) >= 0:
         count[ABSORBED if d == 1 else FORWARDED] += 1
         return False
+    if t.exit_ticks > 0:
+        wake(t, bank, near, rank, t.rank_of[t.group_of[b]], tick)
     e = x[FREE_R + d]
     x[FREE_R + d] = entry[FORWARD, e]
     entry[ADDRESS, e] = burst
@@ -313,11 +350,9 @@ def find_best(t, x, bank, near, rank, entry, now):
         tick = max(max(own[b], near[np.uintp(place[b])]), column_from if rest >> CLASS_SHIFT == 2 else row_from)
         best = min(best, (min(tick - now, MOST_AHEAD) << ORDER_BITS) + rest)
     if x[WAITING_REFRESH] > 0:
-        each = t.groups // t.ranks
         for r in range(t.ranks):
             if rank[WAITS, r] > 0:
-                k = PREA if rank[OPEN, r] > 0 else REF
-                tick = max(near[r * each * N_COMMANDS + k], row_from)
+                tick = max(max(rank[NEXT_FROM, r], near[rank[NEXT_NEAR, r]]), row_from)
                 best = min(best, (tick - now << ORDER_BITS) + r)
     ahead = best >> ORDER_BITS
     x[BEST_TICK] = now + ahead if ahead < MOST_AHEAD else NEVER
@@ -371,41 +406,101 @@ def next_due(t, x, rank):
 
 
 @inlined
-def choose_rank(t, bank, ready, rank, entry, r):
-    """Decide anew for every bank of rank `r`."""
-    each = t.banks // t.ranks
-    for b in range(r * each, (r + 1) * each):
+def choose_unit(t, bank, ready, rank, entry, first):
+    """Decide anew for the banks that are refreshed along with bank `first`, and with that."""
+    for i in range(t.unit_banks):
+        b = first + i * t.unit_step
         choose(t, bank, ready, rank, entry, b, np.int64(0))
         choose(t, bank, ready, rank, entry, b, np.int64(1))
 
 
 @inlined
-def wait_for_refresh(t, x, bank, ready, rank, entry, r):
-    """Let rank `r`, which owes a refresh, do no more work before it, unless it can be put off."""
-    put_off = t.postponable > 0 and rank[DEBT, r] < t.postponable and x[QUEUED_R] + x[QUEUED_W] > 0
-    if rank[WAITS, r] == 0 and not put_off:
-        rank[WAITS, r] = 1
-        x[WAITING_REFRESH] += 1
-        choose_rank(t, bank, ready, rank, entry, r)
+def unit_to_refresh(t, bank, r):
+    """First bank of the unit of rank `r` that is refreshed next: one not yet refreshed in this round.
+
+    One that no queued request wants goes before others; among equals the one used last, as a stream comes back to it
+    last, and of those never used the first.
+    """
+    begin = r * (t.banks // t.ranks)
+    found = np.int64(begin)
+    best = np.int64(-1)
+    for first in range(begin, begin + t.banks // t.ranks // t.unit_banks):
+        if bank[REFRESHED, first] == 0:
+            used = np.int64(0)
+            idle = np.int64(FAR)
+            for i in range(t.unit_banks):
+                b = first + i * t.unit_step
+                used = max(used, bank[CLOSE_FROM, b] + 1)
+                if bank[HEAD_R, b] >= 0 or bank[HEAD_W, b] >= 0:
+                    idle = np.int64(0)
+            if used + idle > best:
+                found = np.int64(first)
+                best = used + idle
+    return found
 
 
 @leaf
-def catch_up(t, x, bank, ready, rank, entry):
+def plan_refresh(t, bank, ready, rank, r):
+    """Work out the next command towards the refresh that rank `r` waits for: close what is open, then refresh."""
+    first = rank[UNIT, r]
+    kind = np.int64(t.refresh_command)
+    at = np.int64(-1)
+    start = np.int64(0)
+    if kind == REF:
+        if rank[OPEN, r] > 0:
+            kind = np.int64(PREA)
+    else:
+        at = first
+        for i in range(t.unit_banks):
+            b = first + i * t.unit_step
+            start = max(start, ready[b, kind])
+            if bank[ROW, b] >= 0:
+                kind = np.int64(PRE)
+                at = b
+                start = ready[b, PRE]
+                break
+    rank[NEXT_KIND, r] = kind
+    rank[NEXT_BANK, r] = at
+    rank[NEXT_FROM, r] = start
+    rank[NEXT_NEAR, r] = t.group_of[max(at, first)] * N_COMMANDS + kind
+
+
+@leaf
+def wait_for_refresh(t, x, bank, ready, near, rank, entry, r, tick):
+    """Let the banks of rank `r` that owe a refresh do no more work before it, unless it can be put off."""
+    put_off = t.postponable > 0 and rank[DEBT, r] < t.postponable and x[QUEUED_R] + x[QUEUED_W] > 0
+    if rank[WAITS, r] == 0 and not put_off:
+        if t.exit_ticks > 0:
+            wake(t, bank, near, rank, r, tick)
+        rank[WAITS, r] = 1
+        x[WAITING_REFRESH] += 1
+        first = unit_to_refresh(t, bank, r)
+        rank[UNIT, r] = first
+        for i in range(t.unit_banks):
+            bank[HALTED, first + i * t.unit_step] = 1
+        plan_refresh(t, bank, ready, rank, r)
+        choose_unit(t, bank, ready, rank, entry, first)
+
+
+@leaf
+def catch_up(t, x, bank, ready, near, rank, entry, tick):
     """Make the ranks do the refreshes put off, as nothing is queued any more."""
     for r in range(t.ranks):
         if rank[DEBT, r] > 0:
-            wait_for_refresh(t, x, bank, ready, rank, entry, r)
+            wait_for_refresh(t, x, bank, ready, near, rank, entry, r, tick)
 
 
 @leaf
-def fall_due(t, x, bank, ready, rank, entry, tick):
+def fall_due(t, x, bank, ready, near, rank, entry, tick):
     """Mark the ranks whose refresh falls due at `tick`: they take no further work until it is done or put off."""
     for r in range(t.ranks):
-        if rank[NEXT_DUE, r] <= tick:
+        if rank[NEXT_DUE, r] <= tick and t.self_refresh > 0 and asleep(t, bank, rank, r, tick):
+            rank[NEXT_DUE, r] += t.refresh_interval
+        elif rank[NEXT_DUE, r] <= tick:
             if t.postponable > 0:
                 rank[DEBT, r] += 1
                 rank[NEXT_DUE, r] += t.refresh_interval
-            wait_for_refresh(t, x, bank, ready, rank, entry, r)
+            wait_for_refresh(t, x, bank, ready, near, rank, entry, r, tick)
     next_due(t, x, rank)
     x[STALE] = 1
 
@@ -431,7 +526,7 @@ def write_log(t, x, log, kind, tick, g, b, row):
         log[n, 3] = -1
         log[n, 4] = -1
         if b >= 0:
-            log[n, 3] = g % per_rank
+            log[n, 3] = -1 if kind == REFS else g % per_rank
             log[n, 4] = b % (t.banks // t.groups)
         log[n, 5] = row
         x[LOGGED] = n + 1
@@ -472,7 +567,9 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
         if rank[OPEN, r] == 1:
             account(rank, r, tick)
         rank[OPEN, r] -= 1
+        rank[SLEEP_FROM, r] = max(rank[SLEEP_FROM, r], tick)
     else:
+        rank[SLEEP_FROM, r] = max(rank[SLEEP_FROM, r], tick + t.sleep_after)
         served = e
         touched = entry[TOUCHED, e]
         count[HITS if touched == 0 else (MISSES if touched == 1 else CONFLICTS)] += 1
@@ -497,7 +594,7 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
     choose(t, bank, ready, rank, entry, b, np.int64(0))
     choose(t, bank, ready, rank, entry, b, np.int64(1))
     if t.postponable > 0 and x[QUEUED_R] + x[QUEUED_W] == 0:
-        catch_up(t, x, bank, ready, rank, entry)
+        catch_up(t, x, bank, ready, near, rank, entry, tick)
     x[STALE] = 1
     if kind >= RD and t.two_buses == 1:
         x[BUS_COLUMN] = tick + t.command_ticks[kind]
@@ -510,73 +607,163 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
     return served
 
 
+@inlined
+def forget_row(bank, b):
+    """Close bank `b`."""
+    bank[ROW, b] = -1
+    bank[STREAK, b] = 0
+    bank[HIT_R, b] = -1
+    bank[HIT_W, b] = -1
+
+
+@leaf
+def constrain_refresh(t, ready, near, ring, first, tick):
+    """As `constrain`, after a refresh of the banks that begin with `first`."""
+    kind = np.int64(t.refresh_command)
+    constrain(t, ready, near, ring, kind, np.int64(-1) if kind == REF else first, t.group_of[first], tick)
+    if kind == REFS:
+        for i in range(1, t.unit_banks):
+            own = ready[first + i * t.unit_step]
+            for k in range(N_COMMANDS):
+                own[k] = max(own[k], tick + t.gap_bank[kind, k])
+
+
+@inlined
+def end_round(t, bank, rank, r, first):
+    """Note that the unit of bank `first` was refreshed; once all of rank `r` were, the next round begins."""
+    units = t.banks // t.ranks // t.unit_banks
+    bank[REFRESHED, first] = 1
+    rank[ROUND, r] += 1
+    if rank[ROUND, r] == units:
+        rank[ROUND, r] = 0
+        begin = r * (t.banks // t.ranks)
+        for b in range(begin, begin + units):
+            bank[REFRESHED, b] = 0
+
+
 @leaf
 def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
-    """Bring the refresh of rank `r` on: issue PREA if a bank is open, else REF."""
-    each = t.groups // t.ranks
-    kind = np.int64(PREA if rank[OPEN, r] > 0 else REF)
+    """Bring the refresh that rank `r` waits for on: close what is open, then refresh."""
+    kind = rank[NEXT_KIND, r]
+    b = rank[NEXT_BANK, r]
+    first = rank[UNIT, r]
+    g = t.group_of[max(b, first)]
+    row = np.int64(-1)
     if kind == PREA:
-        for b in range(r * (t.banks // t.ranks), (r + 1) * (t.banks // t.ranks)):
-            bank[ROW, b] = -1
-            bank[STREAK, b] = 0
-            bank[HIT_R, b] = -1
-            bank[HIT_W, b] = -1
         account(rank, r, tick)
+        for q in range(t.unit_banks):
+            forget_row(bank, first + q)
         rank[OPEN, r] = 0
+    elif kind == PRE:
+        row = bank[ROW, b]
+        forget_row(bank, b)
+        if rank[OPEN, r] == 1:
+            account(rank, r, tick)
+        rank[OPEN, r] -= 1
     else:
-        account(rank, r, tick)
-        rank[TIME_REFRESH, r] += t.refresh_ticks
-        rank[SINCE, r] = tick + t.refresh_ticks
+        if kind == REF:
+            account(rank, r, tick)
+            rank[TIME_REFRESH, r] += t.refresh_ticks
+            rank[SINCE, r] = tick + t.refresh_ticks
         rank[WAITS, r] = 0
+        rank[SLEEP_FROM, r] = max(rank[SLEEP_FROM, r], tick + t.refresh_ticks)
         x[WAITING_REFRESH] -= 1
+        for q in range(t.unit_banks):
+            bank[HALTED, first + q * t.unit_step] = 0
+        end_round(t, bank, rank, r, first)
+    if kind == PRE or kind == PREA:
+        rank[SLEEP_FROM, r] = max(rank[SLEEP_FROM, r], tick)
+        constrain(t, ready, near, ring, kind, b, g, tick)
+        plan_refresh(t, bank, ready, rank, r)
+    else:
+        constrain_refresh(t, ready, near, ring, first, tick)
+        for q in range(UNIT, NEXT_NEAR + 1):
+            rank[q, r] = 0
         if t.postponable == 0:
             rank[NEXT_DUE, r] += t.refresh_interval
         else:
             rank[DEBT, r] -= 1
             if rank[DEBT, r] > 0:
-                wait_for_refresh(t, x, bank, ready, rank, entry, r)
+                wait_for_refresh(t, x, bank, ready, near, rank, entry, r, tick)
         next_due(t, x, rank)
-        choose_rank(t, bank, ready, rank, entry, r)
+        choose_unit(t, bank, ready, rank, entry, first)
     x[STALE] = 1
     count[kind] += 1
-    constrain(t, ready, near, ring, kind, np.int64(-1), r * each, tick)
     x[BUS_ROW] = tick + t.command_ticks[kind]
     if t.two_buses == 0:
         x[BUS_COLUMN] = x[BUS_ROW]
     if log.shape[0] > 0:
-        write_log(t, x, log, kind, tick, r * each, np.int64(-1), np.int64(-1))
+        write_log(t, x, log, kind, tick, g, b, row)
+
+
+@inlined
+def quiet(t, ready, near, rank, r):
+    """Whether rank `r` is closed and no rule forbids any of its banks a refresh once it falls due."""
+    due = rank[NEXT_DUE, r]
+    if rank[OPEN, r] > 0:
+        return False
+    for g in range(r * (t.groups // t.ranks), (r + 1) * (t.groups // t.ranks)):
+        if near[g * N_COMMANDS + t.refresh_command] > due:
+            return False
+    if t.refresh_command != REF:
+        for b in range(r * (t.banks // t.ranks), (r + 1) * (t.banks // t.ranks)):
+            if ready[b, t.refresh_command] > due:
+                return False
+    return True
 
 
 @leaf
-def idle_refreshes(t, x, ready, near, rank, ring, count, log, horizon):
+def idle_refreshes(t, x, bank, ready, near, rank, ring, count, log, horizon):
     """Account for all refreshes due before `horizon` of a channel with nothing to do, as stepping them would.
 
     Returns False, with nothing changed, where stepping could differ: an open or waiting rank, a busy command bus, ranks
-    that fall due within one command of each other, or a log to fill.
+    that fall due so close together that they disturb each other or are not yet asleep though they could, or a log to
+    fill.
     """
     if x[WAITING_REFRESH] > 0 or x[LOGGED] < log.shape[0] or x[BUS_ROW] > x[DUE]:
         return False
-    each = t.groups // t.ranks
     for r in range(t.ranks):
-        if rank[OPEN, r] > 0 or near[r * each * N_COMMANDS + REF] > rank[NEXT_DUE, r]:
+        if not quiet(t, ready, near, rank, r):
+            return False
+        if t.exit_ticks > 0 and not asleep(t, bank, rank, r, rank[NEXT_DUE, r]):
             return False
         for q in range(r):
             apart = abs(rank[NEXT_DUE, r] - rank[NEXT_DUE, q]) % t.refresh_interval
-            if apart < t.command_ticks[REF] or t.refresh_interval - apart < t.command_ticks[REF]:
+            if apart < t.refresh_apart or t.refresh_interval - apart < t.refresh_apart:
                 return False
+    units = t.banks // t.ranks // t.unit_banks
     for r in range(t.ranks):
         due = rank[NEXT_DUE, r]
-        if due >= horizon:
+        if t.self_refresh > 0:
+            if due < horizon:
+                rank[NEXT_DUE, r] += ((horizon - 1 - due) // t.refresh_interval + 1) * t.refresh_interval
             continue
-        n = (horizon - 1 - due) // t.refresh_interval + 1
+        # A rank that sleeps is woken when the refresh falls due, and refreshed when it is awake.
+        if due + t.exit_ticks >= horizon:
+            continue
+        n = (horizon - 1 - due - t.exit_ticks) // t.refresh_interval + 1
+        if t.exit_ticks > 0:
+            rest = t.refresh_interval - t.refresh_ticks - t.exit_ticks
+            rank[TIME_ASLEEP, r] += due - rank[SLEEP_FROM, r] + (n - 1) * rest
+        due += t.exit_ticks
         end = due + (n - 1) * t.refresh_interval
-        rank[TIME_PRECHARGED, r] += due - rank[SINCE, r] + (n - 1) * (t.refresh_interval - t.refresh_ticks)
-        rank[TIME_REFRESH, r] += n * t.refresh_ticks
-        rank[SINCE, r] = end + t.refresh_ticks
+        if t.refresh_command == REF:
+            rank[TIME_PRECHARGED, r] += due - rank[SINCE, r] + (n - 1) * (t.refresh_interval - t.refresh_ticks)
+            rank[TIME_REFRESH, r] += n * t.refresh_ticks
+            rank[SINCE, r] = end + t.refresh_ticks
+        rank[SLEEP_FROM, r] = max(rank[SLEEP_FROM, r], end + t.refresh_ticks)
+        i = np.int64(0)
+        while i < n:
+            # Of whole rounds, all but the last leave no trace: their rules are overtaken by its.
+            if rank[ROUND, r] == 0 and n - i >= 2 * units:
+                i += ((n - i) // units - 1) * units
+            first = unit_to_refresh(t, bank, r)
+            constrain_refresh(t, ready, near, ring, first, due + i * t.refresh_interval)
+            end_round(t, bank, rank, r, first)
+            i += 1
         rank[NEXT_DUE, r] += n * t.refresh_interval
-        count[REF] += n
-        constrain(t, ready, near, ring, np.int64(REF), np.int64(-1), r * each, end)
-        x[BUS_ROW] = max(x[BUS_ROW], end + t.command_ticks[REF])
+        count[t.refresh_command] += n
+        x[BUS_ROW] = max(x[BUS_ROW], end + t.command_ticks[t.refresh_command])
         if t.two_buses == 0:
             x[BUS_COLUMN] = x[BUS_ROW]
     next_due(t, x, rank)

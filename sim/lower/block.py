@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from sim.capacity import without_tier
 from sim.config import ConfigError
-from sim.hardware import Hardware
 from sim.lower import attention, matmul
 from sim.lower.builder import Space, Template, Unit, Work
 from sim.lower.compute import Bits, whole
@@ -82,11 +82,6 @@ def _lower(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
         f"operator {op.name} is a {op.kind}, but {scope.machine.name} is one device and has no links to others",
         key=f"{scope.block_name}.{op.name}",
     )
-
-
-def without_tier(machine: Hardware) -> str:
-    """Says which further memories a machine has."""
-    return f"{machine.name} has {' and '.join(machine.tiers) if machine.tiers else 'no further memory'} (tiers)"
 
 
 def _transfer(scope: Scope, op: Op) -> tuple[int, ...]:

@@ -1,0 +1,52 @@
+"""Refuses a workload whose weights, KV cache and activations do not fit in the memories of a machine."""
+
+from __future__ import annotations
+
+from sim.errors import ConfigError
+from sim.machine import Machine
+from sim.tiers import DEVICE
+from workloads.trace import Op, Role, Trace
+
+
+def check_capacity(machine: Machine, trace: Trace) -> None:
+    """Raise ConfigError if weights, KV cache and the operands of the largest operator do not fit in the machine's
+    memory.
+    """
+    capacity = machine.capacity_bytes
+    weight_bytes, kv_bytes = trace.weight_bytes_by_tier.get(DEVICE, 0), trace.kv_bytes
+    passing_bytes = max((_passing_bytes(op) for p in trace.passes for b in p.blocks for op in b.ops), default=0)
+    what = f"{trace.model} (batch {trace.batch})"
+    if weight_bytes + kv_bytes + passing_bytes > capacity:
+        gib = 2**30
+        raise ConfigError(
+            f"{what} needs {weight_bytes / gib:.1f} GiB of weights, {kv_bytes / gib:.1f} GiB of KV cache and "
+            f"{passing_bytes / gib:.1f} GiB of activations, but the memory of {machine.name} "
+            f"({machine.memory.channels} channels of {machine.memory.standard}) holds {capacity / gib:.1f} GiB",
+            key="memory.channels",
+        )
+
+
+def _passing_bytes(op: Op) -> int:
+    return sum(t.resident_bytes for t in (*op.inputs, *op.outputs) if t.role is Role.ACTIVATION)
+
+
+def check_tiers(machine: Machine, trace: Trace) -> None:
+    """Raise ConfigError if weights live in a tier that the machine lacks, or that is too small for them."""
+    what = f"{trace.model} (batch {trace.batch})"
+    for name, size in trace.weight_bytes_by_tier.items():
+        if name == DEVICE:
+            continue
+        if name not in machine.tiers:
+            raise ConfigError(f"{what} has weights in tier {name!r}, but {without_tier(machine)}", key="tiers")
+        capacity = machine.tier_data[name].capacity
+        if size > capacity:
+            raise ConfigError(
+                f"{what} has {size / 2**30:.1f} GiB of weights in tier {name!r}, but {machine.tiers[name].tier} of "
+                f"{machine.name} holds {capacity / 2**30:.1f} GiB",
+                key=f"tiers.{name}",
+            )
+
+
+def without_tier(machine: Machine) -> str:
+    """Says which further memories a machine has."""
+    return f"{machine.name} has {' and '.join(machine.tiers) if machine.tiers else 'no further memory'} (tiers)"

@@ -1,0 +1,172 @@
+"""What every machine description says, whatever its kind: name, memory, further memories, energy table, software costs.
+
+`kinds.py` lists the kinds. Each has a schema that adds its own sections to `Machine`, and an engine that runs a pass.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from sim.tiers import DEVICE, Tier, load_tier
+from sim.units import Bytes, Energy, Length, Time
+
+if TYPE_CHECKING:
+    from sim.standards import Memory
+
+SCHEMA = "opcycle/hardware/1"
+
+
+def as_rate(value: Any) -> Any:
+    """The Fraction that an integer or a text such as 1/2 says; pydantic turns the ValueError into its own."""
+    if isinstance(value, bool) or not isinstance(value, (int, str, Fraction)):
+        raise ValueError("must be an integer or a fraction such as 1/2")
+    return Fraction(value)
+
+
+Rate = Annotated[
+    Fraction,
+    BeforeValidator(as_rate),
+    Field(gt=0, json_schema_extra={"type": ["integer", "string"]}),
+]
+Positive = Annotated[int, Field(gt=0, le=2**40)]
+
+
+class Strict(BaseModel):
+    """Base of every section: frozen, no unknown keys, hashed by content (sections key the caches of engines)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
+
+    @cached_property
+    def _content(self) -> str:
+        return self.model_dump_json(by_alias=True)
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+
+class MemoryUse(Strict):
+    """Which memory, how many channels, and what differs from its file."""
+
+    standard: str = Field(description="a memory's name or YAML path")
+    channels: Positive
+    settings: dict[str, Any] = Field(default_factory=dict, description="values that replace those of the memory's file")
+
+
+class TierUse(Strict):
+    """A further memory behind a link, what differs from its file, and how transfers to and from it are cut."""
+
+    tier: str = Field(description="a tier's name or YAML path")
+    chunk: Bytes = Field(default=256 * 1024, gt=0, description="bytes that the link hands to the DRAM at once")
+    settings: dict[str, Any] = Field(default_factory=dict, description="values that replace those of the tier's file")
+
+
+class Software(Strict):
+    """Costs that are not hardware, kept as a term of their own."""
+
+    launch: Time = Field(default=0, description="per operator, before its first task")
+
+
+class EnergyUse(Strict):
+    """Which energy table, and the geometry it needs."""
+
+    table: str = Field(description="name of a table in hwconfigs/energy or a YAML path")
+    wire_length: Length = Field(description="mean distance between scratchpad and arrays")
+    dram_io: Energy | None = Field(default=None, description="per bit, replaces the memory's own figure")
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """What the energy model must know of a machine: bytes of the memory that an on-chip access pays for, bytes of all
+    on-chip memory and multiply-accumulate lanes that leak.
+    """
+
+    sram_access_bytes: int
+    sram_bytes: int
+    lanes: int
+
+
+class Machine(Strict):
+    """Sections common to all kinds; a kind adds its own and says what it can do at best."""
+
+    schema_: Literal["opcycle/hardware/1"] = Field(alias="schema")
+    kind: str
+    name: str = Field(min_length=1)
+    description: str = ""
+    technology: str = Field(description="technology node, e.g. 7 nm")
+    memory: MemoryUse
+    software: Software = Field(default_factory=Software)
+    energy: EnergyUse
+    tiers: dict[str, TierUse] = Field(
+        default_factory=dict, description="further memories, by the name that traces give them"
+    )
+
+    @model_validator(mode="after")
+    def _tier_names(self) -> Self:
+        for name in self.tiers:
+            if name == DEVICE or not re.fullmatch("[a-z][a-z0-9_]*", name):
+                raise ValueError(
+                    f"tiers.{name}: a tier's name begins with a letter and has small letters, digits and _ only; "
+                    f"{DEVICE!r} is the machine's own memory"
+                )
+        return self
+
+    @cached_property
+    def dram(self) -> Memory:
+        """The memory that `memory` names, with its settings applied."""
+        from sim.standards import load_memory
+
+        return load_memory(self.memory.standard, dict(_dotted(self.memory.settings)))
+
+    @cached_property
+    def tier_data(self) -> dict[str, Tier]:
+        """The further memories with their settings applied, by name."""
+        return {name: load_tier(use.tier, dict(use.settings)) for name, use in self.tiers.items()}
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes of DRAM on all channels."""
+        return self.dram.capacity_bytes_per_channel * self.memory.channels
+
+    @property
+    def peak_bytes_per_s(self) -> float:
+        """Bytes per second of all channels at the data bus's rate."""
+        return float(self.dram.channel_peak_bytes_per_s * self.memory.channels)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Number formats that the machine multiplies."""
+        raise NotImplementedError
+
+    def peak_flops_per_s(self, number_format: str) -> float:
+        """FLOP/s (two a multiply-accumulate) of the whole machine in `number_format`."""
+        raise NotImplementedError
+
+    @property
+    def chip(self) -> Chip:
+        """Sizes that the energy model needs."""
+        raise NotImplementedError
+
+    @property
+    def compute(self) -> str:
+        """The compute units in a few words, for lists."""
+        raise NotImplementedError
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Choices of the kind's own that the summary of a run states."""
+        return {}
+
+
+def _dotted(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{before}{key}.")
+        else:
+            yield before + key, value
