@@ -9,6 +9,7 @@ import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ def layers(nodes: list[str], channels: list[dict[str, Any]]) -> list[list[str]]:
             chain.append(passing(channel["channel"], x))
             columns[x].append(chain[-1])
         chain.append(channel["to"])
-        for one, other in zip(chain, chain[1:], strict=False):
+        for one, other in pairwise(chain):
             before.setdefault(other, []).append(one)
             after.setdefault(one, []).append(other)
     place = {name: (i + 0.5) / len(column) for column in columns for i, name in enumerate(column)}

@@ -68,7 +68,8 @@ class Process:
         all_inputs, all_outputs = inputs_of(node), outputs_of(node)
         row_cycles = getattr(node, "row_cycles", 0)
         rows = _rows(getattr(node, "every", None))
-        turns = getattr(node, "order", None) or tuple(range(len(all_outputs if node.kind == "split" else all_inputs) or 1))
+        by_turns = all_outputs if node.kind == "split" else all_inputs
+        turns = getattr(node, "order", None) or tuple(range(len(by_turns) or 1))
         taken = dict.fromkeys(all_inputs, 0)
         while self.fires < self.total:
             first, last = next(rows)

@@ -110,7 +110,8 @@ def test_everything_that_ships_is_valid(opcycle: Run, root: Path) -> None:
     files = sorted([*(root / "hwconfigs").rglob("*.yaml"), *(root / "workloads").rglob("*.yaml")])
     rows = parsed(opcycle("check", *files, "--json"))
     assert [row["file"] for row in rows] == [str(file) for file in files]
-    assert {row["kind"] for row in rows} == {"hardware", "memory", "tier", "energy", "dram-energy", "model", "workload"}
+    kinds = {"hardware", "memory", "tier", "energy", "dram-energy", "model", "workload", "stream"}
+    assert {row["kind"] for row in rows} == kinds
     assert all(row["ok"] and row["error"] is None for row in rows)
 
 

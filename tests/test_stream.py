@@ -28,7 +28,16 @@ def two_nodes(latency: int, capacity: int, count: int = 2000, **consumer: int) -
 @pytest.mark.kernels
 @pytest.mark.parametrize(
     ("latency", "capacity", "cycles"),
-    [(1, 1, 4000), (1, 2, 2001), (5, 2, 4669), (5, 6, 2005), (7, 3, 4502), (7, 8, 2007), (11, 11, 2177), (11, 12, 2011)],
+    [
+        (1, 1, 4000),
+        (1, 2, 2001),
+        (5, 2, 4669),
+        (5, 6, 2005),
+        (7, 3, 4502),
+        (7, 8, 2007),
+        (11, 11, 2177),
+        (11, 12, 2011),
+    ],
 )
 def test_throughput_law(latency: int, capacity: int, cycles: int) -> None:
     # Elapsed cycles of 2000 tokens, as the channel code of the Dataflow Abstract Machine gives them.
@@ -74,7 +83,7 @@ def one_of_each() -> dict[str, Any]:
 @pytest.mark.kernels
 def test_worked_by_hand() -> None:
     # src writes at 0, 1, 3, 5: the third token waits for the response 2 + 1 of the first, which map takes at 1; and so
-    # on. With capacities of 9 nothing waits: div has its first row's sum at 1 + 3 + 1 + 1 = 6 and fires at 6, 7, then 8.
+    # on. With deep channels nothing waits: div has its first row's sum at 1 + 3 + 1 + 1 = 6 and fires at 6, 7, then 8.
     data = one_of_each()
     for channel in data["channels"].values():
         channel["capacity"] = 99

@@ -31,7 +31,8 @@ LETTER: dict[str, Variant] = dict(zip("ABCUD", VARIANTS, strict=True))
 def unit(letter: str, n: int, short: int | str = 2, long: int | str = "inf", **keys: Any) -> Graph:
     """All latencies 1."""
     kind = LETTER[letter]
-    return attention_graph(attention(kind, n, 64, short=short, long=long, latency=dict.fromkeys(COMPUTE[kind], 1), **keys))
+    latency = dict.fromkeys(COMPUTE[kind], 1)
+    return attention_graph(attention(kind, n, 64, short=short, long=long, latency=latency, **keys))
 
 
 def cycles(graph: Graph) -> int | str:
@@ -39,7 +40,7 @@ def cycles(graph: Graph) -> int | str:
     return "deadlock" if outcome.deadlock else outcome.cycles
 
 
-# Elapsed cycles, executed with the channel code of the Dataflow Abstract Machine (N = 512 and 1024 at d = 64: by the same rules).
+# Elapsed cycles by the channel code of the Dataflow Abstract Machine (N = 512 and 1024 at d = 64: by the same rules).
 UNIT = {
     64: (4164, 4229, 4165, 4100, 4100),
     128: (16516, 16645, 16517, 16388, 16388),

@@ -1,4 +1,4 @@
-"""Deadlocks explained, capacities worked out and critical loops found, against what is known of the attention graphs."""
+"""Deadlocks explained, capacities worked out, critical loops found, against what is known of the attention graphs."""
 
 from __future__ import annotations
 
@@ -162,6 +162,7 @@ def test_the_pace_of_the_loop_is_that_of_the_run() -> None:
         n = 96
         graph = attention_graph(attention(kind, n, 64, short=short, long=max(long, n)))  # type: ignore[arg-type]
         found = critical(graph)
+        assert found.cycles is not None
         assert abs(run_graph(graph).cycles / (n * n) - found.cycles / found.firings) < 0.03
 
 

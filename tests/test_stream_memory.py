@@ -14,11 +14,11 @@ from sim.stream.engine import Run, run_graph
 from sim.stream.schema import read_graph
 
 
-def graph(nodes: list[dict[str, Any]], clock: str = "1 GHz", channels: int = 1, room: int = 4, memory: str = "hbm2") -> Any:
+def graph(nodes: list[dict[str, Any]], clock: str = "1 GHz", channels: int = 1, room: int = 4) -> Any:
     names = {name for node in nodes for name in (*node.get("in", ()), *node.get("out", ()))}
     return {
         "clock": clock,
-        "memory": {"standard": memory, "channels": channels},
+        "memory": {"standard": "hbm2", "channels": channels},
         "channels": {name: {"capacity": room} for name in sorted(names)},
         "nodes": nodes,
     }
@@ -26,10 +26,11 @@ def graph(nodes: list[dict[str, Any]], clock: str = "1 GHz", channels: int = 1, 
 
 def adder(count: int, channels: int = 1, outstanding: int = 16, room: int = 4, bursts: int = 1) -> Any:
     ports = {"outstanding": outstanding, "bursts": bursts}
+    second = ports | {"address": 1 << 20, "channel": channels - 1}
     return graph(
         [
             {"name": "a", "kind": "dram_read", "count": count, "out": ["a"], **ports},
-            {"name": "b", "kind": "dram_read", "count": count, "out": ["b"], "address": 1 << 20, "channel": channels - 1, **ports},
+            {"name": "b", "kind": "dram_read", "count": count, "out": ["b"], **second},
             {"name": "add", "kind": "map", "in": ["a", "b"], "out": ["c"], "latency": 3},
             {"name": "w", "kind": "dram_write", "in": ["c"], "address": 1 << 22, **ports},
         ],

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sim.stream.schema import Graph
-    from sim.stream.unit import Job
 
 
 class Variant(StrEnum):
@@ -36,8 +35,12 @@ class Size(StrEnum):
 
 
 def stream(
-    graph: Annotated[str | None, typer.Argument(help="A YAML file of nodes and channels, or the name of one that ships.")] = None,
-    attention: Annotated[Variant | None, typer.Option(help="Instead of a file: the attention graph of this kind.")] = None,
+    graph: Annotated[
+        str | None, typer.Argument(help="A YAML file of nodes and channels, or a name that ships.")
+    ] = None,
+    attention: Annotated[
+        Variant | None, typer.Option(help="Instead of a file: the attention graph of this kind.")
+    ] = None,
     n: Annotated[int, typer.Option(help="Queries; keys too, without --keys.", min=1, max=2**20)] = 64,
     keys: Annotated[int | None, typer.Option(help="Keys and values.", min=1, max=2**20)] = None,
     d: Annotated[int, typer.Option(help="Length of a query, key and value.", min=1, max=2**20)] = 64,
@@ -55,13 +58,13 @@ def stream(
         Size | None, typer.Option(help="Work out the capacity of every channel: full throughput, or no deadlock.")
     ] = None,
     critical: Annotated[bool, typer.Option("--critical", help="Find the loop that limits the throughput.")] = False,
-    values: Annotated[bool, typer.Option("--values", help="Execute the attention on random data, against numpy.")] = False,
+    values: Annotated[bool, typer.Option("--values", help="Execute on random data, against numpy.")] = False,
     seed: Annotated[int, typer.Option(help="Of the random data.", min=0)] = 0,
-    steady: Annotated[bool, typer.Option(help="Advance periodic stretches in closed form; the result is equal.")] = True,
+    steady: Annotated[bool, typer.Option(help="Advance periodic stretches in closed form.")] = True,
     write: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the graph as YAML.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", "--plot", metavar="DIR", help="Folder for tables, a Graphviz file and pictures."),
+        typer.Option("-o", "--output", "--plot", metavar="DIR", help="Folder for tables, a dot file, pictures."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -129,10 +132,13 @@ def _print(result: dict[str, Any], output: Path | None) -> None:
         print(f"\n{result['graph']}: deadlock at {cycles}")
         print(f"  {result['explanation']['sentence']}")
         rows = [(w["node"], w["channel"], w["state"], f"{w['occupancy']:,}", f"{w['time']:,}") for w in result["waits"]]
-        print_table("Who waits", ["node", "on channel", "which is", "tokens", "at cycle"], rows, right=["tokens", "at cycle"])
+        heads = ["node", "on channel", "which is", "tokens", "at cycle"]
+        print_table("Who waits", heads, rows, right=heads[3:])
     else:
-        rate = result["events"] / result["wall_s"] / 1e6 if result["wall_s"] else 0.0
-        print(f"\n{result['graph']}: {cycles}, {result['events']:,} channel events in {result['wall_s']:.3g} s ({rate:,.0f} M/s)")
+        wall_s = result["wall_s"]
+        rate = result["events"] / wall_s / 1e6 if wall_s else 0.0
+        events = f"{result['events']:,} channel events in {wall_s:.3g} s ({rate:,.0f} M/s)"
+        print(f"\n{result['graph']}: {cycles}, {events}")
     found = result.get("capacities", {})
     columns = ["channel", "most in flight", *(["capacity worked out"] if found else [])]
     rows = [
@@ -147,8 +153,8 @@ def _print(result: dict[str, Any], output: Path | None) -> None:
         print(f"Largest error against numpy in float64: {result['max_abs_error']:.2e}")
     if "memory" in result:
         m = result["memory"]
-        print(f"{m['standard']}: {m['bytes_read']:,} B read, {m['bytes_written']:,} B written, {m['row_hits']:,} row hits, "
-              f"{m['row_misses']:,} misses, {m['row_conflicts']:,} conflicts")  # fmt: skip
+        rows_hit = f"{m['row_hits']:,} row hits, {m['row_misses']:,} misses, {m['row_conflicts']:,} conflicts"
+        print(f"{m['standard']}: {m['bytes_read']:,} B read, {m['bytes_written']:,} B written, {rows_hit}")
     if output is not None:
         names = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
         print(f"Results in {output}/: {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""The commands `unit dram`, `unit gemm` and `unit stream`: one component of a machine on its own, for validation and for study."""
+"""The commands `unit dram`, `unit gemm` and `unit stream`: one component of a machine on its own, to be validated."""
 
 from __future__ import annotations
 

@@ -359,8 +359,10 @@ def run(g, old, trace, most, anchor, period, steady, budget):
     turns_due = np.int64(1)
     turns_valid = False
     last_turn = g.node[anchor, FIRED] // period if anchor >= 0 else np.int64(0)
+    # Keeping a state costs about as much as so many firings, and is done no more often than that.
     credit = np.int64(0)
-    size = g.ring.shape[0] + 16 * (g.node.shape[0] + g.channel.shape[0])
+    turns_credit = np.int64(0)
+    size = g.ring.shape[0] // 4 + 4 * (g.node.shape[0] + g.channel.shape[0])
     while True:
         moved = False
         single = np.int64(0)
@@ -369,6 +371,7 @@ def run(g, old, trace, most, anchor, period, steady, budget):
             moved |= went
             single += alone
             credit += fired
+            turns_credit += fired
             spent += fired
         for c in range(g.channel.shape[0]):
             if g.channel[c, NEED] == 1:
@@ -389,8 +392,8 @@ def run(g, old, trace, most, anchor, period, steady, budget):
                 turns_due = turns + 1
                 last_turn = g.node[anchor, FIRED] // period
                 continue
-            if turns >= turns_due and credit >= size:
-                credit -= size
+            if turns >= turns_due and turns_credit >= size:
+                turns_credit = np.int64(0)
                 save(g, old, 1)
                 turns_valid = True
                 turns_due = 2 * turns
@@ -406,7 +409,7 @@ def run(g, old, trace, most, anchor, period, steady, budget):
             due = np.int64(1)
             continue
         if rounds >= due and credit >= size:
-            credit -= size
+            credit = np.int64(0)
             save(g, old, 0)
             valid = True
             due = 2 * rounds

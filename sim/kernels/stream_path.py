@@ -50,11 +50,11 @@ def row_of(g, n, firing):
         total += g.rows[x[ROW_FIRST] + i]
     row = firing // total * x[ROWS]
     at = firing % total
-    i = np.int64(0)
-    while at >= g.rows[x[ROW_FIRST] + i]:
-        at -= g.rows[x[ROW_FIRST] + i]
-        i += 1
-    return row + i, at
+    k = np.int64(0)
+    while at >= g.rows[x[ROW_FIRST] + k]:
+        at -= g.rows[x[ROW_FIRST] + k]
+        k += 1
+    return row + k, at
 
 
 @leaf

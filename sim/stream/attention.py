@@ -1,4 +1,4 @@
-"""The five graphs of streaming attention, with their functions: naive to memory-free, any size, latency, mask and lanes.
+"""The five graphs of streaming attention, naive to memory-free, with their functions; any size, mask, heads and lanes.
 
 One token is a whole query, key, value or output vector, or one score. Keys and values stream by once for each query.
 The graphs are those of the streaming-attention study of Sohn, Zhang and Olukotun (2024), written from their node lists;
@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError, not_among, show
+from sim.errors import ConfigError, not_among
 from sim.stream.masks import Mask, full
-from sim.stream.schema import SCHEMA, UNBOUNDED, Graph, read_graph
+from sim.stream.schema import SCHEMA, Graph, read_graph
 from sim.stream.values import Function
 
 Variant = Literal["naive", "max_subtracted", "reordered", "no_max", "memory_free"]
@@ -28,8 +28,14 @@ COMPUTE = {
     "no_max": ("qk", "exp", "sum", "pv", "div"),
     "memory_free": ("qk", "max", "sum", "pv", "div"),
 }
-"""The nodes of each graph that compute; `max` of the memory-free graph is the running maximum with both exponentials."""
-LONG = {"naive": ("e_div",), "max_subtracted": ("s_sub", "e_div"), "reordered": ("s_sub",), "no_max": (), "memory_free": ()}
+"""Nodes of each graph that compute; `max` of the memory-free one is the running maximum with both exponentials."""
+LONG = {
+    "naive": ("e_div",),
+    "max_subtracted": ("s_sub", "e_div"),
+    "reordered": ("s_sub",),
+    "no_max": (),
+    "memory_free": (),
+}
 """Channels that must hold a whole row, for the graph not to stand still."""
 
 
@@ -61,8 +67,8 @@ class Attention:
         for key, given in (("latency", self.latency), ("ii", self.ii)):
             for name in given:
                 if name not in COMPUTE[self.variant]:
-                    raise ConfigError(not_among("node", name, COMPUTE[self.variant], inside=f"the {self.variant} graph"),
-                                      key=key)  # fmt: skip
+                    inside = f"the {self.variant} graph"
+                    raise ConfigError(not_among("node", name, COMPUTE[self.variant], inside=inside), key=key)
         kv = self.kv_heads or self.heads
         if self.heads % kv:
             raise ConfigError(f"is {kv}, but must divide the {self.heads} heads", key="kv_heads")
@@ -126,9 +132,7 @@ def attention_graph(spec: Attention) -> Graph:
         maker.stream(stream)
     kind = f"{spec.variant} attention, {spec.mask.queries} queries, {spec.mask.keys} keys, d = {spec.d}"
     lanes = f", {spec.heads} heads on {spec.lanes} lanes" if spec.heads > 1 else ""
-    return read_graph(
-        {"schema": SCHEMA, "name": kind + lanes, "channels": maker.channels, "nodes": maker.nodes}
-    )
+    return read_graph({"schema": SCHEMA, "name": kind + lanes, "channels": maker.channels, "nodes": maker.nodes})
 
 
 class _Maker:
@@ -169,7 +173,8 @@ class _Maker:
         lanes = [f"l{stream * each + i}." if spec.lanes > 1 else "" for i in range(each)]
         own = f"kv{stream}." if spec.streams > 1 else ""
         for name in ("k", "v"):
-            self.nodes.append({"name": own + name, "kind": "source", "count": self.scores, "out": [lane + name for lane in lanes]})
+            outputs = [lane + name for lane in lanes]
+            self.nodes.append({"name": own + name, "kind": "source", "count": self.scores, "out": outputs})
         for lane in lanes:
             self.lane(lane)
 
@@ -283,7 +288,7 @@ def attention_tokens(spec: Attention, q: Vectors, k: Vectors, v: Vectors) -> dic
 
 
 def heads_of(spec: Attention, lane: int) -> list[int]:
-    """Query heads that a lane works off, in order: step by step those of lanes with one stream share a key-value head."""
+    """Query heads that a lane works off, in order; lanes of one stream work on one key-value head at a time."""
     each = spec.lanes // spec.streams
     stream, place = divmod(lane, each)
     first = stream * each * spec.heads_of_lane
@@ -303,8 +308,7 @@ def attention_reference(spec: Attention, q: Vectors, k: Vectors, v: Vectors) -> 
     """Softmax attention by numpy in float64, all at once: (heads, queries, d)."""
     group = spec.heads // (spec.kv_heads or spec.heads)
     scores = q @ np.repeat(k, group, axis=0).transpose(0, 2, 1)
-    if spec.mask.visible is not None:
-        scores = np.where(spec.mask.visible, scores, -np.inf)
+    scores = np.where(spec.mask.dense(), scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     result: Vectors = (weights / weights.sum(axis=2, keepdims=True)) @ np.repeat(v, group, axis=0)
     return result
@@ -313,13 +317,3 @@ def attention_reference(spec: Attention, q: Vectors, k: Vectors, v: Vectors) -> 
 def attention(variant: Variant, n: int, d: int, **options: Any) -> Attention:
     """Square attention without a mask: `n` queries and keys."""
     return Attention(variant, d, full(n, n), **options)
-
-
-def check_positive(**numbers: int | None) -> None:
-    """Raise ConfigError for a number below 1."""
-    for key, number in numbers.items():
-        if number is not None and number < 1:
-            raise ConfigError(f"is {show(number)}, but must be at least 1", key=key)
-
-
-__all__ = ["UNBOUNDED", "Attention", "attention", "attention_functions", "attention_graph", "attention_reference"]

@@ -1,4 +1,4 @@
-"""What can be said of a graph without running it: who writes and reads each channel, its loops, how often nodes fire."""
+"""What can be said of a graph without running it: who writes and reads each channel, loops, how often nodes fire."""
 
 from __future__ import annotations
 
@@ -86,8 +86,7 @@ def _loops(graph: Graph) -> None:
     channels = graph.all_channels()
     writers, _ = ends(graph)
     before = [
-        [(writers[name][0][0], name) for name in inputs_of(node) if channels[name].initial == 0]
-        for node in graph.nodes
+        [(writers[name][0][0], name) for name in inputs_of(node) if channels[name].initial == 0] for node in graph.nodes
     ]
     state = [0] * len(graph.nodes)
     for root in range(len(graph.nodes)):
@@ -182,7 +181,8 @@ def firings(graph: Graph) -> dict[str, int]:
     for name, channel in channels.items():
         node, place = readers[name][0]
         fires, tokens = total[node], written(name)
-        assert fires is not None and tokens is not None
+        assert fires is not None
+        assert tokens is not None
         taken = rhythms[node].uses(ports[node][0][place], fires)
         if not tokens <= taken <= tokens + channel.initial:
             _refuse_rates(graph, name, tokens, taken, (writers[name][0][0], node, place), ports[node][0], fires)

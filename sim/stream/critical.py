@@ -1,4 +1,4 @@
-"""Runs a graph once more with its reasons noted: tokens in flight over time, and the loop that limits its throughput."""
+"""Runs a graph once more with its reasons noted: tokens in flight over time, and the loop that limits throughput."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Critical:
     """The loop of waits that sets the pace: it takes `cycles`, in which its first node fires `firings` times.
 
     A link of kind `own` is a node that waits for nothing but its own initiation interval; `data` waits for a token,
-    `full` for room, `memory` for the DRAM.
+    `full` for room, `memory` for the DRAM, whose time is not fixed: then `cycles` is None.
     """
 
     links: tuple[Link, ...]
     firings: int
-    cycles: int
+    cycles: int | None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -53,7 +53,8 @@ class Critical:
         """In words."""
         words = {"own": "its own interval", "data": "a token in {}", "full": "room in {}", "memory": "the memory in {}"}
         parts = [f"{k.to} waits for {words[k.kind].format(k.channel)}" for k in self.links]
-        pace = f"{self.firings} firing{'s' if self.firings != 1 else ''} in {self.cycles} cycles"
+        time = "one round" if self.cycles is None else f"{self.cycles} cycle{'s' if self.cycles != 1 else ''}"
+        pace = f"{self.firings} firing{'s' if self.firings != 1 else ''} in {time}"
         return f"{'; '.join(parts)}: {pace}"
 
 
@@ -134,7 +135,8 @@ def loop_of(steps: NDArray[np.int64], start: int, nodes: list[str], channels: li
         ]
         ahead = _firings_at(steps, here - 1, start, before)
         fired = ahead - _firings_at(steps, int(again[0]) - 1, start, before)
-        return Critical(tuple(links), int(fired), int(part[:, 4].sum()))
+        fixed = all(link.kind != "memory" for link in links)
+        return Critical(tuple(links), int(fired), int(part[:, 4].sum()) if fixed else None)
     node = int(np.bincount(steps[middle:, 0]).argmax())
     own = steps[(steps[:, 0] == node) & (steps[:, 2] == 0)]
     cycles = int(np.median(own[:, 4])) if len(own) else 0

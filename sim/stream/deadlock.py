@@ -1,4 +1,4 @@
-"""Explains a deadlock: the loop of nodes that wait for one another, and the least change of capacities that frees it."""
+"""Explains a deadlock: the loop of nodes that wait for one another, and the least capacities that free it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _full(loop: list[tuple[int, int, str]], names: list[str]) -> list[str]:
 
 
 def _open(graph: Graph, opened: list[str]) -> dict[str, int] | None:
-    """Channels that must be larger for the graph to end, `opened` and more, with capacities that are enough; or None."""
+    """Channels that must be larger for the graph to end, `opened` and more, with enough of it; None if none helps."""
     names = list(graph.all_channels())
     while True:
         run = Run(graph.with_capacities(dict.fromkeys(opened, UNBOUNDED)))

@@ -221,7 +221,9 @@ def _remembered(g: at.Streams, steady: bool) -> at.Saved:
     )
 
 
-def run_graph(graph: Graph, *, steady: bool = True, order: Sequence[int] | None = None, most: int = at.NEVER) -> Outcome:
+def run_graph(
+    graph: Graph, *, steady: bool = True, order: Sequence[int] | None = None, most: int = at.NEVER
+) -> Outcome:
     """Run `graph`, whose capacities must be numbers or `inf`, to its end or until nothing can move.
 
     The options are those of `Run`. Raises ConfigError for a memory that does not exist.

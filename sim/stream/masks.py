@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,32 +13,53 @@ from sim.errors import ConfigError
 WRITTEN = "full, causal, window:KEYS or block:SIZE:DENSITY[:SEED]"
 
 
-class Mask(NamedTuple):
-    """`visible[i, j]`: whether query i sees key j; None: all do."""
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Which of `keys` keys each of `queries` queries sees.
+
+    Those from `first` up to, not including, `end` (one entry a query); or those that `visible` (queries x keys) says;
+    all without either.
+    """
 
     queries: int
     keys: int
+    first: NDArray[np.int64] | None = None
+    end: NDArray[np.int64] | None = None
     visible: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        counts = self._counts()
+        blind = [] if counts is None else np.flatnonzero(counts < 1).tolist()
+        if blind:
+            raise ConfigError(f"query {blind[0]} sees no key, but must see one", key="mask")
+
+    def _counts(self) -> NDArray[np.int64] | None:
+        if self.visible is not None:
+            counts: NDArray[np.int64] = self.visible.sum(axis=1, dtype=np.int64)
+            return counts
+        return None if self.first is None or self.end is None else self.end - self.first
 
     def lengths(self) -> int | list[int]:
         """Keys of each query: one number where all have as many."""
-        if self.visible is None:
+        counts = self._counts()
+        if counts is None:
             return self.keys
-        found = [int(n) for n in self.visible.sum(axis=1)]
-        return found[0] if len(set(found)) == 1 else found
+        return int(counts[0]) if (counts == counts[0]).all() else [int(n) for n in counts]
 
     def seen(self, query: int) -> NDArray[np.int64]:
         """Keys that a query sees, in order."""
-        if self.visible is None:
+        if self.visible is not None:
+            return np.flatnonzero(self.visible[query])
+        if self.first is None or self.end is None:
             return np.arange(self.keys)
-        return np.flatnonzero(self.visible[query])
+        return np.arange(self.first[query], self.end[query])
 
-
-def _checked(visible: NDArray[np.bool_]) -> Mask:
-    blind = np.flatnonzero(~visible.any(axis=1))
-    if len(blind):
-        raise ConfigError(f"query {blind[0]} sees no key, but must see one", key="mask")
-    return Mask(*visible.shape, visible)
+    def dense(self) -> NDArray[np.bool_]:
+        """Whether query i sees key j, for all of them."""
+        found = np.zeros((self.queries, self.keys), bool)
+        for i in range(self.queries):
+            found[i, self.seen(i)] = True
+        return found
 
 
 def full(queries: int, keys: int) -> Mask:
@@ -49,13 +70,9 @@ def full(queries: int, keys: int) -> Mask:
 def causal(queries: int, keys: int, window: int | None = None) -> Mask:
     """The last query sees the last key, each one before a key less; of those only the latest `window`, if given."""
     if queries > keys:
-        raise ConfigError(f"a causal mask needs at least as many keys as queries, but has {keys} for {queries}", key="mask")
-    last = np.arange(keys - queries, keys)[:, None]
-    key = np.arange(keys)[None, :]
-    visible = key <= last
-    if window is not None:
-        visible &= key > last - window
-    return _checked(visible)
+        raise ConfigError(f"a causal mask needs a key for each query, but has {keys} for {queries}", key="mask")
+    end = np.arange(keys - queries, keys) + 1
+    return Mask(queries, keys, np.maximum(end - (window or keys), 0), end)
 
 
 def blocks(pattern: NDArray[np.bool_], size: int, queries: int, keys: int) -> Mask:
@@ -65,7 +82,7 @@ def blocks(pattern: NDArray[np.bool_], size: int, queries: int, keys: int) -> Ma
         raise ConfigError(f"has {pattern.shape[0]} x {pattern.shape[1]} blocks, but {queries} queries and {keys} keys "
                           f"in blocks of {size} need {wanted[0]} x {wanted[1]}", key="mask")  # fmt: skip
     ones = np.ones((size, size), np.int8)
-    return _checked(np.kron(pattern, ones).astype(bool)[:queries, :keys])
+    return Mask(queries, keys, visible=np.kron(pattern, ones).astype(bool)[:queries, :keys])
 
 
 def random_blocks(queries: int, keys: int, size: int, density: float, seed: int) -> Mask:

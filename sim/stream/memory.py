@@ -48,7 +48,9 @@ def attach(graph: Graph, compiled: Compiled) -> Attached:
     tables = compile_memory(memory)
     state = new_state(tables, graph.memory.channels, ring)
     never = np.full(graph.memory.channels, dram.NEVER, np.int64)
-    ports = Ports(*columns.T.copy(), np.zeros(len(rows), np.int64), never, ratio.numerator, ratio.denominator)
+    channel, is_write, lo, stride, bursts = columns.T.copy()
+    sent = np.zeros(len(rows), np.int64)
+    ports = Ports(channel, is_write, lo, stride, bursts, sent, never, ratio.numerator, ratio.denominator)
     return Attached(memory, tables, state, ports)
 
 
@@ -59,7 +61,8 @@ def _port(memory: Memory, node: DramRead | DramWrite, key: str, fires: int, comp
     stride = node.bursts * burst if node.stride is None else node.stride
     for name, value in (("address", node.address), ("stride", stride)):
         if value % burst:
-            raise ConfigError(f"is {value}, but must be a multiple of {memory.name}'s burst of {burst} B", key=f"{key}.{name}")
+            wanted = f"a multiple of {memory.name}'s burst of {burst} B"
+            raise ConfigError(f"is {value}, but must be {wanted}", key=f"{key}.{name}")
     end = node.address + (fires - 1) * stride + node.bursts * burst
     if end > memory.capacity_bytes_per_channel:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""When a node uses each of its channels: in every firing, the first or last of a row, or by turns; and how often so far."""
+"""When a node uses each of its channels: in every firing, the first or last of a row, or by turns; and how often."""
 
 from __future__ import annotations
 

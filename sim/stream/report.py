@@ -30,7 +30,8 @@ def write_report(
         name: row.tolist() for name, row in zip(traced.channels, traced.occupancy, strict=True)
     }
     said = {key: value for key, value in result.items() if key != "wall_s"}
-    summary = {"schema": SCHEMA, **said, "traced_cycles": traced.cycles, "nodes": _rows(nodes), "channels": _rows(channels)}
+    tables = {"nodes": _rows(nodes), "channels": _rows(channels)}
+    summary = {"schema": SCHEMA, **said, "traced_cycles": traced.cycles, **tables}
     with result_folder(folder) as target:
         for name, table in (("nodes", nodes), ("channels", channels), ("occupancy", occupancy)):
             (target / f"{name}.csv").write_text(csv_text(table), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The streaming graph as written in YAML: channels with a capacity, nodes of a closed set of kinds, strictly checked."""
+"""The streaming graph as written in YAML: channels with a capacity, nodes of a closed set of kinds, all checked."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ Node = (
     Source | Map | Scan | Reduce | MemoryReduce | Broadcast | Repeat | Merge | Select | Split | Sink | DramRead
     | DramWrite
 )  # fmt: skip
-KINDS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in Node.__args__}  # type: ignore[union-attr]
+KINDS = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in Node.__args__}
 
 
 class Memory(_Strict):
@@ -261,7 +261,7 @@ class Memory(_Strict):
 class Graph(_Strict):
     """A streaming graph that has passed every check that needs no simulation."""
 
-    schema_: Literal["opcycle/stream/1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["opcycle/stream/1"] = Field("opcycle/stream/1", alias="schema")
     name: str = ""
     clock: Frequency | None = None
     """Clock of the nodes; needed with a memory, which has its own."""
@@ -298,8 +298,16 @@ class Graph(_Strict):
         return self.model_copy(update={"channels": channels})
 
     def plain(self) -> dict[str, Any]:
-        """The graph as data for YAML, without what is left at its default."""
-        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        """The graph as data for YAML, without what is left at its default but for capacities."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        data["channels"] = {
+            name: {"capacity": channel.capacity, **channel.model_dump(mode="json", exclude_defaults=True)}
+            for name, channel in self.all_channels().items()
+        }
+        for i, node in enumerate(data["nodes"]):
+            ends = {key: node.pop(key) for key in ("in", "out") if key in node}
+            data["nodes"][i] = {"name": node.pop("name"), "kind": node.pop("kind"), **node, **ends}
+        return {"schema": SCHEMA, **data}
 
 
 def inputs_of(node: Node) -> tuple[str, ...]:

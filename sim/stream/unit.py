@@ -11,7 +11,7 @@ from sim.config import apply_overrides
 from sim.document import Document, dump_yaml, load_yaml
 from sim.errors import ConfigError
 from sim.output import check_target, write_text
-from sim.stream.schema import AUTO, SCHEMA, UNBOUNDED, Graph, read_graph
+from sim.stream.schema import AUTO, UNBOUNDED, Graph, read_graph
 
 if TYPE_CHECKING:
     from sim.stream.attention import Attention
@@ -39,16 +39,7 @@ class Job:
 
 def graph_text(graph: Graph) -> str:
     """The graph as YAML that `load_graph` reads back equal."""
-    return dump_yaml(_plain(graph))
-
-
-def _plain(graph: Graph) -> dict[str, Any]:
-    data = {"schema": SCHEMA, **graph.plain()}
-    data["channels"] = {
-        name: {"capacity": channel.capacity, **channel.model_dump(mode="json", exclude_defaults=True)}
-        for name, channel in graph.all_channels().items()
-    }
-    return data
+    return dump_yaml(graph.plain())
 
 
 def run_file(path: str | Path, job: Job) -> dict[str, Any]:
@@ -78,7 +69,7 @@ def run_attention(spec: Attention, job: Job) -> dict[str, Any]:
 
     graph = attention_graph(spec)
     if job.overrides:
-        graph = read_graph(apply_overrides(Document(None, _plain(graph)), job.overrides))
+        graph = read_graph(apply_overrides(Document(None, graph.plain()), job.overrides))
     return _run(graph, job, spec)
 
 
@@ -162,5 +153,3 @@ def largest_error(spec: Attention, graph: Graph, seed: int) -> float:
     executed = execute(graph, attention_functions(spec), attention_tokens(spec, q, k, v))
     difference = attention_result(spec, executed.collected) - attention_reference(spec, q, k, v)
     return float(np.abs(difference).max())
-
-

@@ -31,7 +31,7 @@ class Function(NamedTuple):
 
 
 class Executed(NamedTuple):
-    """What the sinks took, by their names, in order (tuples where a sink has several inputs), and how often nodes fired."""
+    """What the sinks took, by name and in order (tuples where one has several inputs), and how often nodes fired."""
 
     collected: dict[str, list[Any]]
     fires: dict[str, int]
