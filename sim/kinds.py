@@ -27,6 +27,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "npu": Kind("sim.hardware:Hardware", "sim.engine:Engine"),
+    "stream": Kind("sim.spatial.machine:StreamMachine", "sim.spatial.engine:StreamEngine"),
 }
 """By the value of `kind:` in a description; the first is meant where it says none."""
 
