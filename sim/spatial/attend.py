@@ -29,7 +29,8 @@ def attention(b: Builder, number: int, op: Op) -> Node:
     keys = [t for t in others if t.role is not Role.WEIGHT]
     longest = max(span.length for span in attrs.requests)
     columns = min(b.machine.mapping.key_tile, longest)
-    steps, rows = steps_of_blocks(attrs.mask, attrs.requests, b.plan.layout.block, columns)
+    layout = b.plan.layout
+    steps, rows = steps_of_blocks(attrs.mask, attrs.requests, layout.block, columns, len(layout.groups) > 1)
     total_steps = sum(steps)
     ready = b.fabric.add(Node(f"{op.name} query", "map", STORE_TILES, number, b.blocks, ii=0))
     b.feed(ready, query, op)
@@ -120,8 +121,5 @@ def _waits(b: Builder, attrs: AttentionAttrs) -> int:
     """Tokens of keys that must be there before the first query of a request may go on."""
     if attrs.mask.kind not in LOOKS_AHEAD:
         return 1
-    lengths = {span.query for span in attrs.requests}
-    length = lengths.pop()
-    if not lengths and length % b.plan.layout.block == 0:
-        return length // b.plan.layout.block
-    return b.blocks
+    each = set(b.plan.layout.per_group)
+    return each.pop() if len(each) == 1 else b.blocks

@@ -75,7 +75,7 @@ class Builder:
         for name, (node, tensor, number) in self.written.items():
             if leaves(self.block, plan.last, name, tensor.role, self.outside):
                 total = self.part(tensor.bytes)
-                port = self.fabric.port(f"{self.block.ops[number].name} {name}", number, self.blocks,
+                port = self.fabric.port(f"{self.block.ops[number].name} writes {name}", number, self.blocks,
                                         self.share(total), total, write=True)  # fmt: skip
                 self.fabric.join(node, port, self.share(total))
         for node in list(self.fabric.nodes.values()):
@@ -109,9 +109,7 @@ class Builder:
         else:
             known = self.streams.get((tensor.name, tensor.bytes))
             if known is None:
-                known = self.fabric.port(f"{op.name} {tensor.name}", node.op, self.blocks, token, tensor.bytes)
-                if any(n.name == known.name for n in self.streams.values()):
-                    raise AssertionError(known.name)
+                known = self.fabric.port(f"{op.name} reads {tensor.name}", node.op, self.blocks, token, tensor.bytes)
                 self.streams[tensor.name, tensor.bytes] = known
             self.fabric.join(known, node, token)
 

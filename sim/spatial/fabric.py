@@ -6,6 +6,7 @@ round) in rows, so a channel that skips nodes never stands still if it holds wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,8 +87,11 @@ class Fabric:
         self._at = 0
 
     def add(self, node: Node) -> Node:
-        """Add a node; names are unique."""
-        assert node.name not in self.nodes, node.name
+        """Add a node; a name that is taken gets a number."""
+        name, number = node.name, 2
+        while node.name in self.nodes:
+            node.name = f"{name} {number}"
+            number += 1
         self.nodes[node.name] = node
         return node
 
@@ -111,8 +115,8 @@ class Fabric:
         node.work = Work(sram_read=total, dram_write=total) if write else Work(sram_write=total, dram_read=total)
         if not write:
             keys["count"] = tokens
-        self.ports[name] = node
-        return self.add(node)
+        self.ports[self.add(node).name] = node
+        return node
 
     def load(self, name: str, op: int, tokens: int, total: int, held: int) -> Node:
         """Reads `total` bytes in `tokens` parts; a part is handed on when all of it lies in its `held` bytes."""
@@ -220,6 +224,8 @@ class Fabric:
         tiles, budget = machine.compute_tiles, machine.compute_tiles.count
         if machine.mapping.tiles == "one" or not rated:
             given: list[int] | None = [1] * len(rated)
+        elif self.blocks == 1:
+            given = self._in_turn(rated)
         else:
             most = budget - len(rated) + 1
             high = max(n.fires * n.rated.cycles(tiles, 1) for n in rated if n.rated)
@@ -242,6 +248,15 @@ class Fabric:
                 mine = self.decisions[node.op]
                 mine["tiles"] = str(int(mine.get("tiles", "0")) + count)
                 mine["ii"] = f"{mine['ii']}, {node.ii}" if "ii" in mine else str(node.ii)
+
+    def _in_turn(self, rated: list[Node]) -> list[int]:
+        """Tiles where a single token makes nodes work one after the other: by the roots of their work, which makes the
+        sum of their times least.
+        """
+        tiles = self.machine.compute_tiles
+        roots = [math.isqrt(n.fires * n.rated.cycles(tiles, 1)) for n in rated if n.rated]
+        spare, whole = tiles.count - len(rated), max(sum(roots), 1)
+        return [1 + spare * root // whole for root in roots]
 
     def _tiles_for(self, rated: list[Node], cycles: int, most: int) -> list[int] | None:
         """Fewest tiles of each node with which none takes longer than `cycles` in all; None if they are too many."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sim.errors import ConfigError
 from sim.spatial.machine import StreamMachine
 from sim.spatial.rates import up
+from sim.spatial.visible import LOOKS_AHEAD
 from sim.tiers import DEVICE
 from workloads.trace import (
     CARRIED,
@@ -23,13 +24,15 @@ from workloads.trace import (
 
 
 def groups_of(op: Op) -> tuple[int, ...]:
-    """Rows of each group that has weights of its own; one group where all rows meet the same."""
+    """Rows of each group that has weights of its own, or keys that its first row waits for; one where none has."""
     attrs = op.attrs
     if isinstance(attrs, MatmulAttrs):
         if attrs.group_m:
             return tuple(m for m in attrs.group_m if m)
         shared = op.inputs[1].elements < attrs.batch * attrs.k * attrs.n
         return (attrs.batch * attrs.m,) if shared else (attrs.m,) * attrs.batch
+    if isinstance(attrs, AttentionAttrs) and attrs.mask.kind in LOOKS_AHEAD:
+        return tuple(span.query for span in attrs.requests for _ in range(span.count))
     return (rows_of(op),)
 
 
@@ -74,7 +77,7 @@ def common_groups(ops: Iterable[Op]) -> tuple[int, ...] | None:
     attention = False
     for op in ops:
         mine = groups_of(op)
-        attention |= op.kind is OpKind.ATTENTION
+        attention |= op.kind is OpKind.ATTENTION and len(mine) == 1
         if found is None or (sum(mine) == sum(found) and len(found) == 1):
             found = mine
         elif sum(mine) != sum(found) or (len(mine) > 1 and mine != found):

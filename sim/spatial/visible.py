@@ -42,13 +42,19 @@ def key_tiles(mask: Mask, first: int, end: int, total: int, tile: int) -> int:
     return touched(0, end)
 
 
-def steps_of_blocks(mask: Mask, spans: Iterable[RequestSpan], rows: int, tile: int) -> tuple[list[int], int]:
-    """(steps of each block of `rows` consecutive query rows of all requests, most rows of one request in a block)."""
+def steps_of_blocks(
+    mask: Mask, spans: Iterable[RequestSpan], rows: int, tile: int, apart: bool = False
+) -> tuple[list[int], int]:
+    """(steps of each block of `rows` consecutive query rows of all requests, most rows of one request in a block).
+
+    apart: no block has rows of two requests.
+    """
     steps: list[int] = []
     room = most = 0
     for span in spans:
         for _ in range(span.count):
             done = 0
+            room = 0 if apart else room
             while done < span.query:
                 if room == 0:
                     steps.append(0)
