@@ -10,7 +10,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from sim.spatial.fabric import COMPUTE, STORE_TILES, VECTOR, Node, Work
+from sim.spatial.fabric import STORE_TILES, VECTOR, Node, Work
 from sim.spatial.rates import Lanewise, Product, lanewise, up
 from sim.spatial.visible import LOOKS_AHEAD, steps_of_blocks
 from workloads.trace import AttentionAttrs, Op, Role
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 
 def attention(b: Builder, number: int, op: Op) -> Node:
-    """Add the nodes of an attention operator; returns the one that hands on its result. Raises Cut."""
+    """Add the nodes of an attention operator; returns the one that hands on its result. Raises CutError."""
     from sim.spatial.build import same
 
     attrs = op.attrs
     assert isinstance(attrs, AttentionAttrs)
     query, others = op.inputs[0], op.inputs[1:]
-    keys = [t for t in others if t.role is not Role.WEIGHT]
     longest = max(span.length for span in attrs.requests)
     columns = min(b.machine.mapping.key_tile, longest)
     layout = b.plan.layout
@@ -99,9 +98,9 @@ def _keys(b: Builder, number: int, op: Op, ready: Node, steps: list[int], column
         chosen["stationary"] = "keys and values"
         return None
     if made and b.blocks > 1:
-        from sim.spatial.build import Cut
+        from sim.spatial.build import CutError
 
-        raise Cut(made[0].name)
+        raise CutError(made[0].name)
     for maker in {b.makers[t.name].name: b.makers[t.name] for t in made}.values():
         b.fabric.join(maker, ready, 0)
     if b.blocks > 1 and 4 * size <= b.machine.sram_bytes:

@@ -23,7 +23,7 @@ from workloads.trace import (
 )
 
 
-class Cut(Exception):
+class CutError(Exception):
     """An operator needs what the section makes only as a whole, so it must begin another section."""
 
 
@@ -56,7 +56,7 @@ class Builder:
         self.streams: dict[tuple[str, int], Node] = {}
 
     def build(self) -> Fabric:
-        """The fabric, its budgets checked. Raises TooLarge, or Cut."""
+        """The fabric, its budgets checked. Raises TooLargeError, or CutError."""
         plan = self.plan
         for number in range(plan.first, plan.last + 1):
             op = self.block.ops[number]
@@ -126,11 +126,11 @@ class Builder:
         return node
 
     def _matmul(self, number: int, op: Op) -> Node:
-        attrs, plan, tiles = op.attrs, self.plan, self.tiles
+        attrs, plan = op.attrs, self.plan
         assert isinstance(attrs, MatmulAttrs)
         left, right, *rest = op.inputs
         if right.name in self.makers:
-            raise Cut(right.name)
+            raise CutError(right.name)
         groups = groups_of(op)
         layout = plan.layout
         if len(groups) == 1 and len(layout.groups) > 1:

@@ -19,7 +19,7 @@ COMPUTE, VECTOR, STORE_TILES, LOAD, STORE = "compute", "vector", "memory tiles",
 """Units of the report: products and vector functions on compute tiles, what memory tiles do, ports by direction."""
 
 
-class TooLarge(Exception):
+class TooLargeError(Exception):
     """A section that does not fit a budget: says which, how much it needs and how much there is, with the key."""
 
     def __init__(self, message: str, key: str) -> None:
@@ -130,26 +130,28 @@ class Fabric:
         return hold
 
     def fit(self) -> None:
-        """Work out capacities and check every budget. Raises TooLarge."""
+        """Work out capacities and check every budget. Raises TooLargeError."""
         machine = self.machine
         order = self._order()
         self._capacities(order)
         held = sum(n.holds for n in self.nodes.values()) + sum(c.capacity * c.token_bytes for c in self.links)
         if held > machine.sram_bytes:
-            raise TooLarge(f"needs {held} B in memory tiles, but all of them hold {machine.sram_bytes} B",
+            raise TooLargeError(f"needs {held} B in memory tiles, but all of them hold {machine.sram_bytes} B",
                            "memory_tiles.capacity")  # fmt: skip
         if len(self.links) > machine.fifo.count:
-            raise TooLarge(f"needs {len(self.links)} channels, but a section may have {machine.fifo.count}", "fifo.count")
+            raise TooLargeError(f"needs {len(self.links)} channels, but a section may have {machine.fifo.count}",
+                                "fifo.count")  # fmt: skip
         if len(self.ports) > machine.ports.count:
-            raise TooLarge(f"needs {len(self.ports)} DRAM ports, but there are {machine.ports.count}", "ports.count")
+            raise TooLargeError(f"needs {len(self.ports)} DRAM ports, but there are {machine.ports.count}",
+                                "ports.count")  # fmt: skip
         rated = [n for n in order if n.rated is not None]
         tiles = machine.compute_tiles.count
         if len(rated) > tiles:
-            raise TooLarge(f"needs a compute tile for each of {len(rated)} operators, but there are {tiles}",
+            raise TooLargeError(f"needs a compute tile for each of {len(rated)} operators, but there are {tiles}",
                            "compute_tiles.rows")  # fmt: skip
         per_channel = machine.dram.capacity_bytes_per_channel
         if self._at > per_channel:
-            raise TooLarge(f"streams {self._at} B of each memory channel, but a channel holds {per_channel} B",
+            raise TooLargeError(f"streams {self._at} B of each memory channel, but a channel holds {per_channel} B",
                            "memory.channels")  # fmt: skip
 
     def finish(self) -> None:
@@ -181,7 +183,8 @@ class Fabric:
             for link in self.links
         }  # fmt: skip
         memory = {"standard": machine.memory.standard, "settings": machine.memory.settings}
-        return {"schema": SCHEMA, "clock": f"{int(machine.clock)} Hz", "memory": memory, "channels": channels, "nodes": nodes}
+        clock = f"{int(machine.clock)} Hz"
+        return {"schema": SCHEMA, "clock": clock, "memory": memory, "channels": channels, "nodes": nodes}
 
     def _order(self) -> list[Node]:
         """Nodes after those that feed them."""

@@ -85,7 +85,7 @@ class Mapping(Strict):
 class StreamMachine(Machine):
     """A machine of compute tiles and memory tiles joined by FIFOs, with ports to DRAM."""
 
-    kind: Literal["stream"]
+    kind: Literal["stream"] = "stream"
     clock: Frequency
     compute_tiles: ComputeTiles
     memory_tiles: MemoryTiles

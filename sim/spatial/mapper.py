@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sim.errors import ConfigError
-from sim.spatial.build import Builder, Cut, Plan
-from sim.spatial.fabric import Fabric, TooLarge
+from sim.spatial.build import Builder, CutError, Plan
+from sim.spatial.fabric import Fabric, TooLargeError
 from sim.spatial.machine import StreamMachine
 from sim.spatial.rates import up
 from sim.spatial.shapes import Layout, check, common_groups, groups_of
@@ -56,7 +56,7 @@ def _longest(machine: StreamMachine, block: Block, outside: set[str], first: int
             break
         try:
             found = _fitting(machine, block, outside, first, last, groups)
-        except (TooLarge, Cut):
+        except (TooLargeError, CutError):
             break
     return found
 
@@ -64,7 +64,7 @@ def _longest(machine: StreamMachine, block: Block, outside: set[str], first: int
 def _fitting(
     machine: StreamMachine, block: Block, outside: set[str], first: int, last: int, groups: tuple[int, ...]
 ) -> Section:
-    """Operators first..last as one section, with blocks as large as they may be. Raises TooLarge, or Cut."""
+    """Operators first..last as one section, with blocks as large as they may be. Raises TooLargeError, or CutError."""
     streamed = few_rows(machine, block.ops[first : last + 1])
     size = max(groups) if streamed else block_rows(machine, groups)
     stages = machine.compute_tiles.stages
@@ -72,7 +72,7 @@ def _fitting(
         plan = Plan(first, last, Layout(groups, size), streamed)
         try:
             return Section(plan, Builder(machine, block, plan, outside).build())
-        except TooLarge:
+        except TooLargeError:
             smaller = up(up(size, 2), stages) * stages
             if smaller >= size:
                 raise
@@ -85,10 +85,10 @@ def _parts(machine: StreamMachine, block: Block, outside: set[str], number: int)
     groups = groups_of(op)
     lanes = machine.compute_tiles.lanes
     plan = Plan(number, number, Layout(groups, block_rows(machine, groups)), streamed=False)
-    reason: TooLarge | None = None
+    reason: TooLargeError | None = None
     try:
         Builder(machine, block, plan, outside).build()
-    except TooLarge as error:
+    except TooLargeError as error:
         reason = error
     if isinstance(op.attrs, MatmulAttrs):
         n = op.attrs.n
@@ -99,7 +99,7 @@ def _parts(machine: StreamMachine, block: Block, outside: set[str], number: int)
             parts = 2 * parts
             try:
                 return _cut(machine, block, outside, replace(plan, columns=columns), n)
-            except TooLarge as error:
+            except TooLargeError as error:
                 reason = error
     assert reason is not None
     raise ConfigError(

@@ -10,7 +10,7 @@ from sim.cost.vector import FUNCTIONS
 from sim.spatial.machine import ComputeTiles
 
 SPLITS = 32
-"""Most parts of the inner dimension that are tried where tiles are many, besides one for each tile that is left over."""
+"""Most parts of the inner dimension that are tried, besides as many as there are tiles for each piece of the result."""
 
 
 def up(a: int, b: int) -> int:
@@ -76,12 +76,13 @@ Rated = Product | Lanewise
 
 
 def lanewise(tiles: ComputeTiles, function: str, elements: int, keep: int = 1) -> Lanewise:
-    """The work of a vector function: as many sweeps as its primitives need stages, and one more than it reduces."""
+    """The work of a vector function: as many sweeps as its primitives fill pipelines, and one before and after each
+    reduction, whose result the next sweep needs; all of it again for each value that a topk keeps.
+    """
     work = FUNCTIONS[function]
     stages = sum(n * tiles.primitives.get(name, 1) for name, n in work.element.items())
     times = keep if work.per_kept else 1
-    sweeps = max(up(stages, tiles.stages), 1) + (work.reductions if work.reductions and stages <= tiles.stages else 0)
-    return Lanewise(elements, max(sweeps, work.reductions + 1 if work.reductions else 1) * times, work.reductions * times)
+    return Lanewise(elements, max(up(stages, tiles.stages), work.reductions + 1) * times, work.reductions * times)
 
 
 def fewest(cycles: Callable[[int], int], most: int, limit: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Runs one section: its graph on the streaming kernel, its streams on one memory channel that stands for all of them."""
+"""Runs one section: its graph on the streaming kernel, its streams on one memory channel that stands for all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sim.kernels import stream_tables
 from sim.kernels.dram import settle, standby
 from sim.kernels.machine import to_ps, to_tick
 from sim.passes import MemoryCounts
-from sim.standards import Memory, compile_memory, new_state
 from sim.spatial.fabric import Fabric, Node
 from sim.spatial.machine import StreamMachine
+from sim.standards import Memory, compile_memory, new_state
 from sim.stream.engine import Run
 from sim.stream.memory import drain
 from sim.stream.schema import read_graph
@@ -42,8 +42,9 @@ def run_section(machine: StreamMachine, fabric: Fabric) -> Ran:
     run.go_on()
     stuck = run.stuck()
     if stuck:
-        waits = "; ".join(f"{w.node} on {w.channel}, {w.state} with {w.occupancy}" for w in (run.wait_of(*s) for s in stuck))
-        raise RuntimeError(f"a section stands still: {waits}")
+        waits = [run.wait_of(*entry) for entry in stuck]
+        told = "; ".join(f"{w.node} on {w.channel}, {w.state} with {w.occupancy}" for w in waits)
+        raise RuntimeError(f"a section stands still: {told}")
     times = dict(zip(run.compiled.nodes, run.compiled.streams.node[:, stream_tables.TIME].tolist(), strict=True))
     clock = int(machine.clock)
     end_ps = cycles_to_ps(max(times.values()), clock)

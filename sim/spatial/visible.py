@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from workloads.masks import Mask, RequestSpan, visible_pairs
+from workloads.trace import Mask, RequestSpan, visible_pairs
 
 LOOKS_AHEAD = ("full", "block", "tree")
 """Masks under which a row may see keys of later rows, so that keys of the whole request must be there before it."""
