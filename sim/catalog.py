@@ -18,6 +18,7 @@ FOLDERS: Final = {
     "tier": ("hwconfigs", "tiers"),
     "energy": ("hwconfigs", "energy"),
     "graph": ("hwconfigs", "graphs"),
+    "unit": ("hwconfigs", "units"),
     "model": ("workloads", "models"),
     "workload": ("workloads", "scenarios"),
 }

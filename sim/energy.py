@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arithmetic import unit_factors
 from sim.document import Document
 from sim.dram_energy import dram_rows
 from sim.energy_row import COMPONENTS, EnergyRow
@@ -23,7 +24,7 @@ from sim.passes import MemoryCounts, PassResult
 from sim.tiers import tier_document
 
 if TYPE_CHECKING:
-    from sim.machine import Machine
+    from sim.machine import Chip, Machine
 
 MIB = 2**20
 
@@ -41,6 +42,13 @@ class OnChipRates:
     scratchpad_bytes: int
     sram_bytes: int
     lanes: int
+    chip: Chip
+
+    def mac_pj(self, number_format: str) -> tuple[str, float, str]:
+        """(entry's key, picojoules of a multiply-accumulate on the chip's kind of unit, remark) for a format."""
+        key, cost = mac_cost(self.table, number_format)
+        factor, _, remark = unit_factors(self.chip, number_format)
+        return key, cost.energy * factor, remark
 
     @property
     def leakage_w(self) -> tuple[float, float]:
@@ -63,6 +71,7 @@ def on_chip_rates(machine: Machine) -> OnChipRates:
         scratchpad_bytes=chip.sram_access_bytes,
         sram_bytes=chip.sram_bytes,
         lanes=chip.lanes,
+        chip=chip,
     )
 
 
@@ -75,9 +84,11 @@ def on_chip_rows(rates: OnChipRates, macs: Mapping[str, int], work: Mapping[str,
 
     rows = []
     for name in sorted(macs):
-        key, cost = mac_cost(table, name)
-        note = f"{key} with {cost.accumulate} sum; " if key == name else f"{name} as {key} with {cost.accumulate} sum; "
-        rows.append(EnergyRow("array", f"mac {name}", macs[name], "MAC", cost.energy, note + source(f"mac.{key}")))
+        key, each, remark = rates.mac_pj(name)
+        accumulate = table.mac[key].accumulate
+        note = f"{key} with {accumulate} sum; " if key == name else f"{name} as {key} with {accumulate} sum; "
+        text = note + source(f"mac.{key}") + (f"; {remark}" if remark else "")
+        rows.append(EnergyRow("array", f"mac {name}", macs[name], "MAC", each, text))
     for name in sorted(macs):
         _, cost = mac_cost(table, name)
         bytes_moved = macs[name] * cost.register_bytes
@@ -288,7 +299,7 @@ def operator_energy_j(
         once = 1e-12 * result.repeat
         reads, writes = sums["sram_read_bytes"], sums["sram_write_bytes"]
         joules = {
-            "array": once * sums["macs"] * _mac_pj(table, result, sums["macs"]),
+            "array": once * sums["macs"] * _mac_pj(rates, result, sums["macs"]),
             "vector": once * sums["vector_ops"] * vector_pj,
             "accumulator": once * sums["accumulator_bytes"] * table.accumulator.energy_per_byte,
             "scratchpad": once * (reads * rates.sram_read_pj_per_byte + writes * rates.sram_write_pj_per_byte),
@@ -301,12 +312,13 @@ def operator_energy_j(
     return parts
 
 
-def _mac_pj(table: EnergyTable, result: PassResult, macs: NDArray[np.int64]) -> NDArray[np.float64]:
+def _mac_pj(rates: OnChipRates, result: PassResult, macs: NDArray[np.int64]) -> NDArray[np.float64]:
     """Picojoules of one multiply-accumulate of each operator with its pipeline registers; 0 where it has none."""
     each: dict[str, float] = {}
     for number_format in {o.format for o, count in zip(result.ops, macs.tolist(), strict=True) if count}:
-        _, cost = mac_cost(table, number_format)
-        each[number_format] = cost.energy + cost.register_bytes * table.register_.pipeline_per_byte
+        key, energy, _ = rates.mac_pj(number_format)
+        table = rates.table
+        each[number_format] = energy + table.mac[key].register_bytes * table.register_.pipeline_per_byte
     return np.array([each.get(o.format, 0.0) for o in result.ops], np.float64)
 
 

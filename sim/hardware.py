@@ -10,10 +10,19 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sim.machine import Chip, Machine, Positive, Rate, Strict, as_rate
+from sim.sparse.schema import SparseArray
 from sim.units import Bytes, Frequency, Time
+
+
+def _known_unit(name: str) -> str:
+    from sim.arithmetic import PLAIN, load_unit
+
+    if name != PLAIN:
+        load_unit(name)
+    return name
 
 
 class Dataflow(StrEnum):
@@ -39,7 +48,9 @@ class Array(Strict):
     columns: Positive = Field(description="PE columns of one array")
     dataflow: Dataflow = Field(description="ws, os or is")
     preload: Preload = Field(description="fold_serial (nothing overlaps) or double_buffered (loads overlap the stream)")
-    formats: dict[str, Rate] = Field(description="number format: multiply-accumulates per PE and cycle", min_length=1)
+    formats: dict[str, Rate] = Field(
+        description="number format, or activation*weight format: multiply-accumulates per PE and cycle", min_length=1
+    )
     accumulate: str = Field(description="number format of the accumulators")
     reload: Literal["chunk", "tile"] = Field(
         default="tile", description="stationary operand loaded once per tile, or again for each `rows` rows of stream"
@@ -47,6 +58,9 @@ class Array(Strict):
     issue_floor: Positive = Field(default=1, description="fewest cycles between two streams")
     cold_load: int | None = Field(default=None, ge=0, description="cycles to fill an empty array; default 2 rows - 1")
     drain: bool = Field(default=False, description="fold-serial output-stationary: charge the shift of results")
+    unit: Annotated[str, AfterValidator(_known_unit)] = Field(
+        default="plain", description="kind of arithmetic unit: a name in hwconfigs/units, or plain"
+    )
 
 
 class Vector(Strict):
@@ -101,6 +115,7 @@ class Hardware(Machine):
     scratchpad: Scratchpad
     accumulator: Accumulator
     dma: Dma
+    sparse: SparseArray | None = Field(default=None, description="engine that skips zeros; default: none")
     attention: Literal["flash", "unfused"] = Field(description="flash: fused on chip where it fits")
 
     @model_validator(mode="after")
@@ -134,6 +149,8 @@ class Hardware(Machine):
             sram_access_bytes=int(self.scratchpad.capacity),
             sram_bytes=self.cores * (self.scratchpad.capacity + self.accumulator.capacity),
             lanes=self.cores * self.array.count * self.array.rows * self.array.columns,
+            unit=self.array.unit,
+            array_lanes=self.array.rows * self.array.columns,
         )
 
     @property

@@ -84,12 +84,14 @@ class EnergyUse(Strict):
 @dataclass(frozen=True, slots=True)
 class Chip:
     """What the energy model must know of a machine: bytes of the memory that an on-chip access pays for, bytes of all
-    on-chip memory and multiply-accumulate lanes that leak.
+    on-chip memory and multiply-accumulate lanes that leak; kind of arithmetic unit, and the lanes of one array of them.
     """
 
     sram_access_bytes: int
     sram_bytes: int
     lanes: int
+    unit: str = "plain"
+    array_lanes: int = 1
 
 
 class Machine(Strict):

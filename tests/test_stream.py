@@ -203,6 +203,20 @@ def test_initial_tokens_let_a_loop_go_round() -> None:
     assert loop(3).peak_in_flight["back"] <= 4
 
 
+def test_a_scan_without_rows_is_one_row() -> None:
+    def scan(**keys: int) -> Outcome:
+        nodes = [
+            {"name": "src", "kind": "source", "count": 7, "out": ["a"]},
+            {"name": "scan", "kind": "scan", "latency": 3, "row_cycles": 10, "in": ["a"], "out": ["b"], **keys},
+            {"name": "out", "kind": "sink", "in": ["b"]},
+        ]
+        return run_graph(read_graph({"nodes": nodes}))
+
+    assert scan().cycles == 10 + 6 + 3
+    assert scan(every=7).cycles == 10 + 6 + 3
+    assert scan(every=1).cycles == 10 + 6 * 11 + 3
+
+
 def test_a_paused_run_can_go_on() -> None:
     graph = random_graph(3)
     run = Run(graph, budget=10)

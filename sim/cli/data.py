@@ -40,6 +40,7 @@ class Schema(StrEnum):
     model = "model"
     dram_energy = "dram-energy"
     stream = "stream"
+    unit = "unit"
     sweep = "sweep"
 
 
@@ -108,6 +109,10 @@ def _validate(kind: Schema, file: Path) -> None:
         from sim.energy_tables import load_table
 
         load_table(str(file))
+    elif kind is Schema.unit:
+        from sim.arithmetic import load_unit
+
+        load_unit(str(file))
     elif kind is Schema.dram_energy:
         from sim.config import build, load_yaml
         from sim.energy_tables import DramInterfaces
@@ -147,6 +152,7 @@ _MODELS = {
     Schema.energy: ("sim.energy_tables", "EnergyTable"),
     Schema.dram_energy: ("sim.energy_tables", "DramInterfaces"),
     Schema.stream: ("sim.stream.schema", "Graph"),
+    Schema.unit: ("sim.arithmetic", "ArithmeticUnit"),
     Schema.model: ("workloads.models", "Model"),
     Schema.workload: ("workloads.scenario", "Scenario"),
     Schema.trace: ("workloads.trace_file", "trace_schema"),

@@ -125,7 +125,8 @@ class Fabric:
         pieces = up(each, chunk)
         port = self.port(f"{name} load", op, tokens * pieces, up(each, pieces), total)
         hold = self.add(Node(name, "reduce", STORE_TILES, op, tokens * pieces, keys={"every": pieces}, holds=held))
-        hold.ii = 0
+        # A memory tile writes as fast as the port hands on.
+        hold.ii = port.ii
         self.join(port, hold, 0, 1 + min(tokens * pieces, 8))
         return hold
 

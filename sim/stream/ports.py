@@ -32,6 +32,10 @@ class Port(NamedTuple):
     member: int = 0
 
 
+ENDLESS = 2**62
+"""Length of a row that never ends."""
+
+
 class Rhythm:
     """Rows and turns of a node, which repeat for ever."""
 
@@ -59,14 +63,16 @@ class Rhythm:
         return whole * self.ends[-1] + (self.ends[rest - 1] if rest else 0)
 
     def whole(self, firings: int) -> bool:
-        """Whether a row is complete after `firings`."""
+        """Whether a row is complete after `firings`, or never is to be."""
+        if self.rows == (ENDLESS,):
+            return True
         rest = firings % self.ends[-1]
         return rest == 0 or rest in self.ends
 
 
 def rhythm_of(node: Node) -> Rhythm:
     """Lengths of a node's rows, one of 1 without any, and its turns."""
-    every = getattr(node, "every", 1)
+    every = getattr(node, "every", 1) or ENDLESS
     turns: Sequence[int] = ()
     if isinstance(node, Merge):
         turns = node.order or range(len(node.inputs))

@@ -94,17 +94,22 @@ class Map(_Node):
     outputs: Channels = Field(alias="out")
 
 
-class _Rows(_Node):
-    every: Every
-    """Firings in a row: a number, or a list for rows of several lengths by turns."""
+class _Paced(_Node):
     row_cycles: Cycles = 0
     """Cycles that go by before each row."""
 
 
-class Scan(_Rows):
+class _Rows(_Paced):
+    every: Every
+    """Firings in a row: a number, or a list for rows of several lengths by turns."""
+
+
+class Scan(_Paced):
     """As `map`, with a state that is carried through a row and begins anew with each."""
 
     kind: Literal["scan"]
+    every: Every | None = None
+    """As of other kinds with rows; without it, all firings are one row."""
     inputs: Channels = Field(alias="in")
     outputs: Channels = Field(alias="out")
 
