@@ -78,7 +78,7 @@ class Mapping(Strict):
     tiles: Literal["balanced", "one"] = Field(
         default="balanced", description="balanced: tiles go to the slowest operators; one: a tile to each operator"
     )
-    blocks: Positive = Field(default=512, description="tokens that the rows of a section are cut into, at most")
+    blocks: Positive = Field(default=512, description="tokens that the rows of a section are cut into, where they fit")
     key_tile: Positive = Field(default=128, description="keys of one step of attention")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from sim.errors import ConfigError
@@ -66,45 +67,54 @@ def _fitting(
 ) -> Section:
     """Operators first..last as one section, with blocks as large as they may be. Raises TooLargeError, or CutError."""
     streamed = few_rows(machine, block.ops[first : last + 1])
-    size = max(groups) if streamed else block_rows(machine, groups)
-    stages = machine.compute_tiles.stages
-    while True:
+    reason: TooLargeError | None = None
+    for size in _halves(max(groups) if streamed else block_rows(machine, groups), machine.compute_tiles.stages):
         plan = Plan(first, last, Layout(groups, size), streamed)
         try:
             return Section(plan, Builder(machine, block, plan, outside).build())
-        except TooLargeError:
-            smaller = up(up(size, 2), stages) * stages
-            if smaller >= size:
-                raise
-            size = smaller
+        except TooLargeError as error:
+            reason = error
+    assert reason is not None
+    raise reason
 
 
 def _parts(machine: StreamMachine, block: Block, outside: set[str], number: int) -> list[Section]:
     """A product whose weights don't fit, column by column. Raises ConfigError if it can't be cut small enough."""
     op = block.ops[number]
     groups = groups_of(op)
-    lanes = machine.compute_tiles.lanes
-    plan = Plan(number, number, Layout(groups, block_rows(machine, groups)), streamed=False)
+    sizes = [*_halves(block_rows(machine, groups), machine.compute_tiles.stages)]
+    plan = Plan(number, number, Layout(groups, sizes[-1]), streamed=False)
     reason: TooLargeError | None = None
     try:
         Builder(machine, block, plan, outside).build()
     except TooLargeError as error:
         reason = error
     if isinstance(op.attrs, MatmulAttrs):
-        n = op.attrs.n
+        n, lanes = op.attrs.n, machine.compute_tiles.lanes
         weights = FULL_SHARE * op.inputs[1].bytes // ((FULL_SHARE - 1) * machine.sram_bytes)
         parts = max(2, weights + 1)
         while parts < 2 * up(n, lanes):
             columns = min(up(up(n, parts), lanes) * lanes, n)
             parts = 2 * parts
-            try:
-                return _cut(machine, block, outside, replace(plan, columns=columns), n)
-            except TooLargeError as error:
-                reason = error
+            for size in sizes:
+                try:
+                    return _cut(machine, block, outside, replace(plan, layout=Layout(groups, size), columns=columns), n)
+                except TooLargeError as error:
+                    reason = error
     assert reason is not None
     raise ConfigError(
         f"operator {op.name} fits no section of {machine.name}, however small its parts: it {reason}", key=reason.key
     )
+
+
+def _halves(size: int, stages: int) -> Iterator[int]:
+    """Rows of a token from `size` down, each about half of the one before, in whole stages."""
+    while True:
+        yield size
+        smaller = up(up(size, 2), stages) * stages
+        if smaller >= size:
+            return
+        size = smaller
 
 
 def _cut(machine: StreamMachine, block: Block, outside: set[str], plan: Plan, n: int) -> list[Section]:
@@ -127,10 +137,9 @@ def few_rows(machine: StreamMachine, ops: tuple[Op, ...]) -> bool:
 
 
 def block_rows(machine: StreamMachine, groups: tuple[int, ...]) -> int:
-    """Rows of a token: whole stages, and few enough tokens."""
+    """Rows of a token: whole stages, and as few as the tokens that are aimed at allow."""
     stages = machine.compute_tiles.stages
-    most = machine.mapping.blocks
     size = stages
-    while sum(up(m, size) for m in groups) > most and size < max(groups):
-        size = max(size + stages, up(up(sum(groups), most), stages) * stages if size == stages else size)
+    while sum(up(m, size) for m in groups) > machine.mapping.blocks and size < max(groups):
+        size += stages
     return min(size, max(groups))
