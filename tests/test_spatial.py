@@ -27,6 +27,8 @@ from sim.spatial.mapper import sections_of
 from sim.spatial.rates import Lanewise, Product, lanewise
 from sim.spatial.section import Ran, run_section
 from sim.spatial.visible import key_tiles, steps_of_blocks
+from sim.stream.engine import run_graph
+from sim.stream.schema import read_graph
 from workloads.trace import (
     CAUSAL,
     FULL,
@@ -54,8 +56,11 @@ SMALL: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole": {},
     "tight": {
-        "memory_tiles.count": 4, "memory_tiles.capacity": "48 KiB", "ports.window": "8 KiB", "memory.channels": 2,
-    },  # fmt: skip
+        "memory_tiles.count": 4,
+        "memory_tiles.capacity": "48 KiB",
+        "ports.window": "8 KiB",
+        "memory.channels": 2,
+    },
     "one_each": {"mapping.tiles": "one"},
     "shallow": {"fifo.depth": 1, "network.hop": 3, "compute_tiles.stages": 4, "memory.channels": 3},
 }
@@ -287,6 +292,33 @@ def test_equal_sections_run_once_or_each_time_give_the_same(work: str) -> None:
     assert first.ops == again.ops
     for name in ("start_ps", "finish_ps"):
         assert np.array_equal(getattr(first.schedule, name), getattr(again.schedule, name))
+
+
+@pytest.mark.parametrize("work", ["gqa_prefill", "encoder"])
+def test_one_channel_does_what_each_of_several_does(work: str) -> None:
+    """A section whose ports are copied to a second channel, each with its own part, takes the same cycles."""
+    made = machine()
+    section = max(sections_of(made, PASSES[work]().blocks[1], {"x"}), key=lambda s: len(s.fabric.nodes))
+    one = section.fabric.graph()
+    two = section.fabric.graph()
+    two["memory"]["channels"] = 2
+    for node in list(two["nodes"]):
+        if node["kind"] not in ("dram_read", "dram_write"):
+            continue
+        copy = {**node, "name": node["name"] + " b", "channel": 1}
+        side = "out" if node["kind"] == "dram_read" else "in"
+        copy[side] = [f"{c} b" for c in node[side]]
+        for name in node[side]:
+            two["channels"][f"{name} b"] = two["channels"][name]
+            other = next(n for n in two["nodes"] if name in n.get("in" if side == "out" else "out", []))
+            # The same node takes, or makes, both parts of a token.
+            place = other["in" if side == "out" else "out"]
+            place.insert(place.index(name) + 1, f"{name} b")
+        two["nodes"].append(copy)
+    alone, both = run_graph(read_graph(one)), run_graph(read_graph(two))
+    assert both.cycles == alone.cycles
+    assert both.memory is not None and alone.memory is not None
+    assert both.memory["bytes_read"] == 2 * alone.memory["bytes_read"]
 
 
 def test_tokens_pass_through_a_section_together() -> None:
