@@ -239,6 +239,14 @@ def test_attention_alone_streams_its_tiles_without_a_row_of_scores() -> None:
     assert work_by_operator(done)["macs"][0] == 96 * 96 * 2 * 2 * 32
 
 
+def test_the_abstract_machine_makes_a_score_a_cycle() -> None:
+    """Memory-free attention takes N^2 cycles, as in the paper, and beside them only the load of keys and a fill."""
+    made = load_hardware("sdpa-abstract")
+    for n in (512, 1024):
+        cycles = engine_for(made).run(attention(1, n, 128, "fp16")).schedule.makespan_ps // 1000
+        assert n * n + 2 * n * 128 * 2 * 1e9 / made.peak_bytes_per_s < cycles < 1.01 * n * n
+
+
 # Whole passes
 
 
