@@ -128,7 +128,7 @@ class Machine(Strict):
         """The memory that `memory` names, with its settings applied."""
         from sim.standards import load_memory
 
-        return load_memory(self.memory.standard, dict(_dotted(self.memory.settings)))
+        return load_memory(self.memory.standard, dict(dotted(self.memory.settings)))
 
     @cached_property
     def tier_data(self) -> dict[str, Tier]:
@@ -175,9 +175,10 @@ class Machine(Strict):
         return {}
 
 
-def _dotted(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted key, value)."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _dotted(value, f"{before}{key}.")
+            yield from dotted(value, f"{before}{key}.")
         else:
             yield before + key, value
