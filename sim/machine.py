@@ -157,7 +157,8 @@ class Machine(Strict):
     @property
     def abilities(self) -> frozenset[str]:
         """Kinds of engine that methods may ask for: systolic, pim, nm, sparse, stream, gpu, fpga."""
-        return frozenset({"fpga"} if self.fabric == "fpga" else ())
+        found = {"fpga"} if self.fabric == "fpga" else set()
+        return frozenset(found | {"pim"} if self.dram.pim is not None else found)
 
     @property
     def chip(self) -> Chip:

@@ -116,6 +116,11 @@ class StreamMachine(Machine):
         return self.memory_tiles.count * int(self.memory_tiles.capacity)
 
     @property
+    def abilities(self) -> frozenset[str]:
+        """Kinds of engine that methods may ask for."""
+        return super().abilities | {"stream"}
+
+    @property
     def chip(self) -> Chip:
         """A memory tile is what an access pays for."""
         return Chip(int(self.memory_tiles.capacity), self.sram_bytes, self.lanes)
