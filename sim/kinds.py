@@ -29,6 +29,7 @@ class Kind(NamedTuple):
 KINDS = {
     "npu": Kind("sim.hardware:Hardware", "sim.engine:Engine"),
     "gpu": Kind("sim.gpu.schema:Gpu", "sim.gpu.engine:GpuEngine", "sim.gpu.energy"),
+    "stream": Kind("sim.spatial.machine:StreamMachine", "sim.spatial.engine:StreamEngine"),
 }
 """By the value of `kind:` in a description; the first is meant where it says none."""
 

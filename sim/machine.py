@@ -128,7 +128,7 @@ class Machine(Strict):
         """The memory that `memory` names, with its settings applied."""
         from sim.standards import load_memory
 
-        return load_memory(self.memory.standard, dict(_dotted(self.memory.settings)))
+        return load_memory(self.memory.standard, dict(dotted(self.memory.settings)))
 
     @cached_property
     def tier_data(self) -> dict[str, Tier]:
@@ -157,7 +157,8 @@ class Machine(Strict):
     @property
     def abilities(self) -> frozenset[str]:
         """Kinds of engine that methods may ask for: systolic, pim, nm, sparse, stream, gpu, fpga."""
-        return frozenset({"fpga"} if self.fabric == "fpga" else ())
+        found = {"fpga"} if self.fabric == "fpga" else set()
+        return frozenset(found | {"pim"} if self.dram.pim is not None else found)
 
     @property
     def chip(self) -> Chip:
@@ -175,9 +176,10 @@ class Machine(Strict):
         return {}
 
 
-def _dotted(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted key, value)."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _dotted(value, f"{before}{key}.")
+            yield from dotted(value, f"{before}{key}.")
         else:
             yield before + key, value
