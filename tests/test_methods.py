@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CASES = [(name, phase) for name in method_names() for phase in load_method(name).method.phases]
 QUIET = ("pencil", "raas", "confidence-gated-taylor", "adaptive-best-of-k")
 """Presets that change nothing here: too few tokens for their triggers, or a draw of one sample for each request."""
-MORE_TOKENS = ("parscale", "adaptive-best-of-k", "ssr", "progressive-supernet")
+MORE_TOKENS = ("parscale", "adaptive-best-of-k", "ssr", "progressive-supernet", "phi-decoding")
 """Presets that generate another number of tokens: several samples of a request, or passes of their own."""
 
 
