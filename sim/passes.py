@@ -74,7 +74,8 @@ class MemoryCounts:
     (any bank of the rank open), `precharged` (all closed) and `refresh`, summed over channels x ranks;
     `channel_busy_ps` is the time each real channel's data bus carried data, one entry a channel. `bytes_forwarded` are
     reads answered from the write queue, `bytes_merged` writes that replaced one still waiting there: whole bursts that
-    needed no DRAM command and are in neither `bytes_read` nor `bytes_written`.
+    needed no DRAM command and are in neither `bytes_read` nor `bytes_written`. `pim_busy_ps` is the time in which the
+    units in each real channel had work under way, one entry a channel of a memory that has such units.
     """
 
     commands: dict[str, int]
@@ -87,6 +88,7 @@ class MemoryCounts:
     channel_busy_ps: tuple[int, ...] = ()
     bytes_forwarded: int = 0
     bytes_merged: int = 0
+    pim_busy_ps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
