@@ -595,6 +595,26 @@ def test_bypass_comes_back_and_kv_only_keeps_keys(folder: Path) -> None:
     assert after.kv_bytes == before.kv_bytes
 
 
+# --- diffusion transformers, whose norms are modulated
+
+
+def test_routing_and_skipping_read_the_modulated_norm(folder: Path) -> None:
+    before, routed = traces(folder, "denoise", {"route": {"experts": 4, "top_k": 1}})
+    (router, runs), *_ = ops(routed, "router")
+    (up, _), *_ = ops(before, "up")
+    assert router.inputs[0].name == up.inputs[0].name != ops(routed, "ffn_norm")[0][0].outputs[0].name
+    experts = sum(op.flops * n for name in ("expert_up", "expert_down") for op, n in ops(routed, name))
+    dense = sum(op.flops * n for name in ("up", "down") for op, n in ops(before, name))
+    assert (experts, runs) == (dense // 4, 6 * 12)
+    assert router.flops == 2 * 64 * HIDDEN * 4
+
+    skip = {"skip": {"unit": "attention", "probability": 0.5, "gate": "none"}}
+    before, skipped = traces(folder, "denoise", skip)
+    (whole, times), *_ = ops(before, "qkv")
+    assert sum(op.flops * n for op, n in ops(skipped, "qkv_skipped")) == whole.flops * times // 2 * 2 // 3
+    assert {op.inputs[0].name for op, _ in ops(skipped, "qkv_skipped")} == {"attn_in_skipped"}
+
+
 # --- cache
 
 
@@ -613,6 +633,17 @@ def test_cached_steps_read_results_instead(folder: Path) -> None:
     )
     assert series.kv_bytes == 3 * after.kv_bytes
     assert series.flops == after.flops
+
+
+def test_halves_are_cached_by_schedules_of_their_own(folder: Path) -> None:
+    attention = {"cache": {"unit": "attention", "schedule": [0, 3]}}
+    ffn = {"cache": {"unit": "ffn", "schedule": [0, 2]}}
+    before, after = traces(folder, "denoise", attention, ffn, steps=4)
+    assert [p.name for p in after.passes] == ["denoise", "denoise.cached.cached", "denoise.cached", "denoise.cached"]
+    once = {name: sum(op.flops * n for op, n in ops(before, name)) // 4 for name in ("qkv", "up", "attention")}
+    runs = {name: sum(op.flops * n for op, n in ops(after, name)) for name in once}
+    assert runs == {name: 2 * flops for name, flops in once.items()}
+    assert after.kv_bytes == 2 * 12 * 64 * HIDDEN * 2  # a result for each half of twelve layers
 
 
 def test_a_gate_opens_by_its_probability(folder: Path) -> None:
