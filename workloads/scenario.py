@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from sim.config import ConfigError, Document, apply_overrides, build, load_yaml, nearest, show
 from workloads.build import Builder, decode_passes, denoise_passes, encode_passes, make_trace, prefill_passes
 from workloads.emit import FormatChoice
-from workloads.formats import FORMATS, unknown_format
+from workloads.formats import FORMATS, precision, unknown_format
 from workloads.models import Model, load_model
 from workloads.requests import batch_lengths, read_lengths
 from workloads.schema import Count, Schema, Size
-from workloads.trace import Trace
+from workloads.sparsity import ActivationPattern, WeightPattern, mark
+from workloads.trace import Mask, Trace
 
 SCENARIO_FOLDER = Path(__file__).parent / "scenarios"
 SCENARIO_SCHEMA: Final = "opcycle/workload/1"
@@ -53,6 +54,27 @@ class Formats(Schema):
         )
 
 
+def _preset(value: Any) -> Any:
+    """A preset by name, alone or under `preset` beside formats that differ from it, as its formats.
+
+    Embeddings and head of a preset take the format of the activations: the papers leave them out.
+    """
+    name = value.get("preset") if isinstance(value, Mapping) else value
+    if not isinstance(name, str):
+        return value
+    chosen = precision(name)
+    stated = {"weights": chosen.weights, "activations": chosen.activations, "kv": chosen.kv,
+              "embeddings": chosen.activations}  # fmt: skip
+    return stated | {k: v for k, v in (value.items() if isinstance(value, Mapping) else ()) if k != "preset"}
+
+
+class Window(Schema):
+    """A mask in place of the model's: the last `size` positions, itself included, and the first `sinks` ones."""
+
+    size: Size
+    sinks: Count = 0
+
+
 class Scenario(Schema):
     """What a workload file says. `PHASES` lists the keys that each phase takes; any other is refused."""
 
@@ -68,7 +90,16 @@ class Scenario(Schema):
     lengths: tuple[Size, ...] | str | None = Field(
         None, description="A length for each request, or a CSV file of them, in place of prompt (decode: of context)."
     )
-    formats: Formats = Formats()
+    formats: Annotated[Formats, BeforeValidator(_preset, json_schema_input_type=Formats | str)] = Field(
+        default=Formats(), description="Formats by class of tensors, or a preset such as W2A8KV4."
+    )
+    sparsity: WeightPattern | dict[str, WeightPattern] | None = Field(
+        None, description="Zeros in weights: a pattern (2:4), or patterns by role or operator of linear layers."
+    )
+    activation_sparsity: ActivationPattern | dict[str, ActivationPattern] | None = Field(
+        None, description="Zeros in activations: a pattern (relu:0.1), or patterns by role or operator that reads them."
+    )
+    window: Window | None = Field(None, description="Attention to a window and to the first positions only.")
     methods: tuple[str, ...] = Field((), description="Reserved for methods that transform the trace; none exist yet.")
     seed: Count = 0
 
@@ -232,6 +263,8 @@ def _resolve(scenario: Scenario, path: Path | None) -> Workload:
         if error.file is not None:
             raise
         raise ConfigError(error.message, key="model") from None
+    if scenario.window is not None and model.kind != "decoder":
+        raise ConfigError(f"is for decoders, but {model.name} is of kind {model.kind}", key="window")
     rule = PHASES[scenario.phase]
     if model.kind not in rule.kinds:
         fitting = ", ".join(name for name, r in PHASES.items() if model.kind in r.kinds)
@@ -304,7 +337,8 @@ def _build(workload: Workload) -> Trace:
     scenario, model, lengths = workload.scenario, workload.model, workload.lengths
     assert scenario is not None
     assert model is not None
-    builder = Builder(model, scenario.formats.choice())
+    mask = Mask("window", scenario.window.size, scenario.window.sinks) if scenario.window else None
+    builder = Builder(model, scenario.formats.choice(), mask=mask)
     steps = scenario.steps or 1
     if scenario.phase == "prefill":
         passes = prefill_passes(builder, lengths, scenario.chunk, scenario.context or 0)
@@ -318,4 +352,7 @@ def _build(workload: Workload) -> Trace:
         passes = encode_passes(builder, lengths)
     else:
         passes = denoise_passes(builder, len(lengths), steps)
-    return make_trace(builder, len(lengths), passes, workload=scenario.name, phase=scenario.phase)
+    trace = make_trace(builder, len(lengths), passes, workload=scenario.name, phase=scenario.phase)
+    if scenario.sparsity is None and scenario.activation_sparsity is None:
+        return trace
+    return mark(trace, scenario.sparsity, scenario.activation_sparsity, scenario.seed)
