@@ -323,10 +323,7 @@ class Report:
         queue_hits = self._counts.bytes_forwarded + self._counts.bytes_merged
         return {
             "executed_macs": executed,
-            "padding_macs": executed
-            + zeros["skipped_macs"]
-            - zeros["predictor_macs"]
-            - self._sum_of_ops("flops") // 2,
+            "padding_macs": executed + zeros["skipped_macs"] - zeros["predictor_macs"] - self._sum_of_ops("flops") // 2,
             "predictor_macs": zeros["predictor_macs"],
             "skipped_macs": zeros["skipped_macs"],
             "compulsory_bytes": compulsory,

@@ -150,4 +150,3 @@ def _check(trace: Trace, key: str, rule: Rule) -> None:
     for name in rule:
         if not any(fnmatchcase(known, name) for known in names):
             raise ConfigError(not_among("role or operator", name, names, most=40), key=f"{key}.{name}")
-

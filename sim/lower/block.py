@@ -303,6 +303,8 @@ def _attention(scope: Scope, op: Op) -> tuple[int, ...]:
         fresh_in_dram=not (cached and query_home.on_chip),
         result_in_dram=not target.on_chip,
     )
+    if job.number_format != query.format:
+        b.template.formats[b.current_op] = job.number_format
     start = scope.start((op,))
     places = attention.Places(
         query=(query_home.space, query_home.offset, query_home.ready),

@@ -94,10 +94,13 @@ def ratio_of_mask(case: Case, ratios: tuple[str, ...]) -> tuple[int, int]:
     )
 
 
-def structured_closed(case: Case, n: int, m: int, kept_rest: int | None = None) -> EngineWork:
+def structured_closed(
+    case: Case, n: int, m: int, kept_rest: int | None = None, encoding: Encoding | None = None
+) -> EngineWork:
     """N:M weights without a mask: every panel packs alike, `lanes // n` groups a fold.
 
-    `kept_rest`: kept of the last group where K ends inside it; by default as many as fit, up to n.
+    `kept_rest`: kept of the last group where K ends inside it; by default as many as fit, up to n. `encoding`: how the
+    weights are stored, if not as groups of n in m.
     """
     lanes = lanes_of(case)
     if lanes < n:
@@ -113,7 +116,8 @@ def structured_closed(case: Case, n: int, m: int, kept_rest: int | None = None) 
     folds = (same * (full + more), same * case.k, same * (groups * n + kept_rest))
     engine = case.machine.sparse
     assert isinstance(engine, _OnArray)
-    return _on_folds(case, folds, Encoding("n:m", n, m, engine.run_bits, _wide(engine)), m)
+    encoding = encoding or Encoding("n:m", n, m, engine.run_bits, _wide(engine))
+    return _on_folds(case, folds, encoding, m)
 
 
 def balanced(case: Case) -> EngineWork:
@@ -137,7 +141,8 @@ def balanced(case: Case) -> EngineWork:
         groups = engine.block // pattern.m
         whole, rest = divmod(case.k % engine.block, pattern.m)
         kept_rest = whole * pattern.n + min(pattern.n, rest)
-        return structured_closed(case, groups * pattern.n, engine.block, kept_rest)
+        encoding = encoding_of(case, weights)
+        return structured_closed(case, groups * pattern.n, engine.block, kept_rest, encoding)
     return _on_folds(case, fold_mask(case, engine.block), encoding_of(case, weights), engine.block)
 
 

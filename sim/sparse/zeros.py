@@ -136,9 +136,7 @@ def _one_core(machine: Hardware) -> Hardware:
 def cost_on_core(machine: Hardware, m: int, n: int, k: int, zeros: Zeros) -> SparseCost:
     """Cost of a tile with every part of the machine that one core has. Raises ConfigError as `matmul_cost`."""
     left, right = (of_sparsity(side) if side is not None else DENSE for side in (zeros.left, zeros.right))
-    return pattern_cost(
-        _one_core(machine), m, n, k, right, left, zeros.right_format, zeros.left_format, zeros.seed
-    )
+    return pattern_cost(_one_core(machine), m, n, k, right, left, zeros.right_format, zeros.left_format, zeros.seed)
 
 
 @lru_cache(maxsize=1 << 15)
