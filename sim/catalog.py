@@ -17,6 +17,7 @@ FOLDERS: Final = {
     "memory": ("hwconfigs", "memories"),
     "tier": ("hwconfigs", "tiers"),
     "energy": ("hwconfigs", "energy"),
+    "graph": ("hwconfigs", "graphs"),
     "unit": ("hwconfigs", "units"),
     "model": ("workloads", "models"),
     "workload": ("workloads", "scenarios"),

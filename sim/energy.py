@@ -43,12 +43,16 @@ class OnChipRates:
     sram_bytes: int
     lanes: int
     chip: Chip
+    mac_energy: Mapping[str, float]
 
     def mac_pj(self, number_format: str) -> tuple[str, float, str]:
         """(entry's key, picojoules of a multiply-accumulate on the chip's kind of unit, remark) for a format."""
         key, cost = mac_cost(self.table, number_format)
         factor, _, remark = unit_factors(self.chip, number_format)
-        return key, cost.energy * factor, remark
+        asked = self.mac_energy.get(number_format, 1.0)
+        if asked != 1.0:
+            remark = "; ".join(part for part in (remark, f"energy x {asked:g} as the method asks") if part)
+        return key, cost.energy * factor * asked, remark
 
     @property
     def leakage_w(self) -> tuple[float, float]:
@@ -56,8 +60,11 @@ class OnChipRates:
         return self.table.leakage.sram_per_mib * self.sram_bytes / MIB, self.table.leakage.mac_lane * self.lanes
 
 
-def on_chip_rates(machine: Machine) -> OnChipRates:
-    """The rates of the table that `machine.energy` names, for the machine's sizes. Raises ConfigError."""
+def on_chip_rates(machine: Machine, mac_energy: Mapping[str, float] | None = None) -> OnChipRates:
+    """The rates of the table that `machine.energy` names, for the machine's sizes. Raises ConfigError.
+
+    `mac_energy` scales the energy of a multiply-accumulate by number format.
+    """
     table, document = load_table(machine.energy.table)
     chip = machine.chip
     read, write = table.sram.access_pj_per_byte(chip.sram_access_bytes)
@@ -72,6 +79,7 @@ def on_chip_rates(machine: Machine) -> OnChipRates:
         sram_bytes=chip.sram_bytes,
         lanes=chip.lanes,
         chip=chip,
+        mac_energy=mac_energy or {},
     )
 
 
@@ -164,14 +172,17 @@ def on_chip_rows(rates: OnChipRates, macs: Mapping[str, int], work: Mapping[str,
 
 
 def energy_rows(
-    machine: Machine, passes: Sequence[PassResult], work: Sequence[Mapping[str, NDArray[np.int64]]] | None = None
+    machine: Machine,
+    passes: Sequence[PassResult],
+    work: Sequence[Mapping[str, NDArray[np.int64]]] | None = None,
+    mac_energy: Mapping[str, float] | None = None,
 ) -> list[EnergyRow]:
     """Every row of the energy of a run, in the order of COMPONENTS; rows without events are left out.
 
     `work` may hold `work_by_operator` of each pass where the caller has it. Each pass counts `repeat` times. Raises
     ConfigError where the machine names an unknown table, or a number format that the table lacks.
     """
-    rates = on_chip_rates(machine)
+    rates = on_chip_rates(machine, mac_energy)
     totals: dict[str, int] = {}
     macs: dict[str, int] = {}
     time_ps = 0
@@ -279,6 +290,7 @@ def operator_energy_j(
     passes: Sequence[PassResult],
     work: Sequence[Mapping[str, NDArray[np.int64]]],
     rows: Sequence[EnergyRow],
+    mac_energy: Mapping[str, float] | None = None,
 ) -> list[dict[str, NDArray[np.float64]]]:
     """Energy of each operator with all repeats of its pass: for each pass {component: float64[operators]}, in joules.
 
@@ -286,7 +298,7 @@ def operator_energy_j(
     bytes (by advances where nothing was moved), leakage by advances, the time that each operator added to the run.
     `rows` are those of `energy_rows`; shares sum to them.
     """
-    rates = on_chip_rates(machine)
+    rates = on_chip_rates(machine, mac_energy)
     table = rates.table
     vector_pj = table.vector.operation + table.vector.register_bytes * table.register_.file_per_byte
     advances = [p.repeat * advances_ps(spans_ps(p.tasks.op, p.schedule, len(p.ops))[1]) for p in passes]

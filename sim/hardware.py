@@ -143,6 +143,12 @@ class Hardware(Machine):
         return float(2 * self.chip.lanes * self.clock * self.array.formats[number_format])
 
     @property
+    def abilities(self) -> frozenset[str]:
+        """Arrays, and what its sparse engine and its memory add."""
+        sparse = {"sparse", "nm"} if self.sparse is not None else set()
+        return super().abilities | {"systolic"} | sparse
+
+    @property
     def chip(self) -> Chip:
         """Arrays as lanes; a core's scratchpad is what an access pays for."""
         return Chip(

@@ -102,6 +102,7 @@ class Machine(Strict):
     name: str = Field(min_length=1)
     description: str = ""
     technology: str = Field(description="technology node, e.g. 7 nm")
+    fabric: Literal["asic", "fpga"] = Field(default="asic", description="what the machine is built of")
     memory: MemoryUse
     software: Software = Field(default_factory=Software)
     energy: EnergyUse
@@ -149,6 +150,11 @@ class Machine(Strict):
     def peak_flops_per_s(self, number_format: str) -> float:
         """FLOP/s (two a multiply-accumulate) of the whole machine in `number_format`."""
         raise NotImplementedError
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """Kinds of engine that methods may ask for: systolic, pim, nm, sparse, stream, gpu, fpga."""
+        return frozenset({"fpga"} if self.fabric == "fpga" else ())
 
     @property
     def chip(self) -> Chip:

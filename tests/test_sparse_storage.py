@@ -19,7 +19,7 @@ from sim.sparse.pattern import Pattern, balanced, draw, nm, parse
 from sim.sparse.storage import Encoding, conversion_cycles, expected_run_entries, index_bits, measure, stored
 from workloads.formats import FORMATS, PRECISIONS, format_bits, precision, storage_bytes
 from workloads.trace import OpKind, Role, Sparsity, Tensor
-from workloads.transforms.hadamard import hadamard, hadamard_ops, rotation, rotation_macs
+from workloads.transforms.rotations import hadamard, hadamard_ops, rotation, rotation_macs
 
 SMALL = np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 1, 0, 1], [0, 0, 0, 1, 0]], np.bool_)
 EIGHT = Fraction(8)

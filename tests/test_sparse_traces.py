@@ -134,7 +134,6 @@ def test_activations_have_zeros_where_they_are_made_and_where_they_are_read(tiny
         ({"activation_sparsity": "balanced:4"}, "must be dense, N:M"),
         ({"activation_sparsity.attention": "relu:0.5", "model": "bert-large"}, "residual stream"),
         ({"formats": "W2A8KV5"}, "nearest: W2A8KV4"),
-        ({"window": {"size": 8}}, "is for decoders"),
     ],
 )
 def test_bad_scenarios(changes, says):
@@ -347,7 +346,7 @@ def test_stored_weights_count_for_the_capacity():
     ("machine", "workload", "setting", "says"),
     [
         ("s4-antoum", "bert-large", "sparsity=1:64", "qkv .*one value in 64, but s4-antoum supports up to one in 32"),
-        ("s4-antoum", "bert-large", "sparsity=9:8", "sparsity: keeps 9 of 8"),
+        ("s4-antoum", "bert-large", "sparsity=9:8", "sparsity: .*keeps 9 of 8"),
         ("accllm-u280", "accllm", "sparsity=1:4", "qkv .*1:4 has no unit on this machine.*allowed: dense, 2:4"),
         ("accllm-u280", "accllm", "sparsity=random:0.5", "take N:M weights, not random:0.5; allowed: dense, 2:4"),
         ("s4-antoum", "bert-large", "formats=W4A4KV4", "int4 is asked for.*units for int8, bf16, fp16 only"),

@@ -33,11 +33,10 @@ LatentForm = Literal["expanded", "absorbed"]
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """The new and cached positions that a pass works on, how it may treat them, and the mask if not the model's."""
+    """The new and cached positions that a pass works on, and how it may treat them."""
 
     spans: tuple[RequestSpan, ...]
     latent_form: LatentForm = "expanded"
-    mask: Mask | None = None
 
     @property
     def tokens(self) -> int:
@@ -63,7 +62,7 @@ def layer_mask(model: Model, kind: LayerKind) -> Mask:
 def emit_attention(e: Emitter, model: Model, kind: LayerKind, at: Positions, x: Tensor) -> Tensor:
     """Operators from the normalised input x (tokens, hidden) to the output projection (tokens, hidden)."""
     if model.attention.latent is not None:
-        o = _latent_attention(e, model, at.mask or layer_mask(model, kind), at, x)
+        o = _latent_attention(e, model, layer_mask(model, kind), at, x)
     else:
         o = _grouped_attention(e, model, kind, at, x)
     return e.linear("out_proj", ROLE, o, model.hidden, "attn_out", model.attention.out_bias)
@@ -96,8 +95,9 @@ def _grouped_attention(e: Emitter, model: Model, kind: LayerKind, at: Positions,
         turned = tokens * (a.heads + a.kv_heads) * model.rotary_dim
         e.emit("rotary", OpKind.ELEMENTWISE, ROLE, (both,), (q, k), ElementwiseAttrs("rotary", turned))
 
-    mask = at.mask or layer_mask(model, kind)
-    attrs = AttentionAttrs(a.heads, a.kv_heads, a.head_dim, a.value_dim, mask, at.spans, softcap=a.softcap)
+    attrs = AttentionAttrs(
+        a.heads, a.kv_heads, a.head_dim, a.value_dim, layer_mask(model, kind), at.spans, softcap=a.softcap
+    )
     if model.kind == "decoder":
         append = (
             e.cache("k_cache", tokens, a.kv_heads, a.head_dim),

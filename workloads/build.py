@@ -15,7 +15,7 @@ from workloads.attention import LatentForm, Positions, emit_attention
 from workloads.emit import Emitter, FormatChoice
 from workloads.ffn import INDEX_FORMAT, emit_ffn
 from workloads.models import LayerKind, Model
-from workloads.trace import CARRIED, Block, Mask, Op, OpKind, Pass, ReduceAttrs, RequestSpan, Role, Tensor, Trace
+from workloads.trace import CARRIED, Block, Op, OpKind, Pass, ReduceAttrs, RequestSpan, Role, Tensor, Trace
 
 MAX_PERIOD = 16
 """Longest stretch of different layers that is looked for as a repeating pattern; known models have at most 6."""
@@ -27,7 +27,6 @@ class Builder:
 
     model: Model
     formats: FormatChoice = field(default_factory=FormatChoice)
-    mask: Mask | None = None
     _ops: dict[Op, Op] = field(default_factory=dict)
     _blocks: dict[tuple[str, int, tuple[int, ...]], Block] = field(default_factory=dict)
 
@@ -45,7 +44,7 @@ class Builder:
         `head_rows`: for how many positions the head is computed; None is one for each request, 0 leaves the head out
         (a chunk that is not the last). A decoder generates one token for each of them, at most one a request.
         """
-        model, at = self.model, Positions(tuple(spans), latent_form, self.mask)
+        model, at = self.model, Positions(tuple(spans), latent_form)
         rows = at.requests if head_rows is None else head_rows
         if model.kind == "vision":
             blocks = [self._patches(at), *self._layers(at), self._vision_head(at)]

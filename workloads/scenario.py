@@ -11,30 +11,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from sim.config import ConfigError, Document, apply_overrides, build, load_yaml, nearest, show
 from workloads.build import Builder, decode_passes, denoise_passes, encode_passes, make_trace, prefill_passes
 from workloads.emit import FormatChoice
-from workloads.formats import FORMATS, precision, unknown_format
+from workloads.formats import precision
+from workloads.method_use import apply_methods, scenario_steps, set_parameters, split_parameters
 from workloads.models import Model, load_model
+from workloads.names import FormatName
 from workloads.requests import batch_lengths, read_lengths
 from workloads.schema import Count, Schema, Size
-from workloads.sparsity import ActivationPattern, WeightPattern, mark
-from workloads.trace import Mask, Trace
+from workloads.sparsity import ActivationPattern, WeightPattern
+from workloads.trace import Trace
+from workloads.transforms.compose import check_contradictions
 
 SCENARIO_FOLDER = Path(__file__).parent / "scenarios"
 SCENARIO_SCHEMA: Final = "opcycle/workload/1"
 PREFIX = "workload."
 
 
-def _known_format(name: str) -> str:
-    if name not in FORMATS:
-        raise ValueError(unknown_format(name))
-    return name
-
-
-FormatName = Annotated[str, AfterValidator(_known_format), Field(json_schema_extra={"enum": list(FORMATS)})]
 Phase = Literal["prefill", "decode", "generate", "encode", "denoise"]
 
 
@@ -63,16 +59,13 @@ def _preset(value: Any) -> Any:
     if not isinstance(name, str):
         return value
     chosen = precision(name)
-    stated = {"weights": chosen.weights, "activations": chosen.activations, "kv": chosen.kv,
-              "embeddings": chosen.activations}  # fmt: skip
+    stated = {
+        "weights": chosen.weights,
+        "activations": chosen.activations,
+        "kv": chosen.kv,
+        "embeddings": chosen.activations,
+    }
     return stated | {k: v for k, v in (value.items() if isinstance(value, Mapping) else ()) if k != "preset"}
-
-
-class Window(Schema):
-    """A mask in place of the model's: the last `size` positions, itself included, and the first `sinks` ones."""
-
-    size: Size
-    sinks: Count = 0
 
 
 class Scenario(Schema):
@@ -93,14 +86,15 @@ class Scenario(Schema):
     formats: Annotated[Formats, BeforeValidator(_preset, json_schema_input_type=Formats | str)] = Field(
         default=Formats(), description="Formats by class of tensors, or a preset such as W2A8KV4."
     )
+    methods: tuple[str | dict[str, Any], ...] = Field(
+        (), description="Methods, in order: names of presets, {use: NAME, set: {...}}, or primitives with parameters."
+    )
     sparsity: WeightPattern | dict[str, WeightPattern] | None = Field(
         None, description="Zeros in weights: a pattern (2:4), or patterns by role or operator of linear layers."
     )
     activation_sparsity: ActivationPattern | dict[str, ActivationPattern] | None = Field(
         None, description="Zeros in activations: a pattern (relu:0.1), or patterns by role or operator that reads them."
     )
-    window: Window | None = Field(None, description="Attention to a window and to the first positions only.")
-    methods: tuple[str, ...] = Field((), description="Reserved for methods that transform the trace; none exist yet.")
     seed: Count = 0
 
 
@@ -176,7 +170,8 @@ def load_workload(name_or_path: str | Path, overrides: Mapping[str, Any] | None 
     version = document.data.get("schema")
     if version != SCENARIO_SCHEMA:
         raise document.error(f"is {version!r}, but this version of opcycle reads {SCENARIO_SCHEMA!r}", "schema")
-    return make_workload(apply_overrides(document, changes))
+    own, parameters = split_parameters(changes)
+    return make_workload(set_parameters(apply_overrides(document, own), parameters))
 
 
 def make_workload(document: Document | Mapping[str, Any]) -> Workload:
@@ -252,19 +247,13 @@ def _load_trace(path: Path, changes: Mapping[str, Any]) -> Workload:
 
 
 def _resolve(scenario: Scenario, path: Path | None) -> Workload:
-    """Load the model and check what no single key shows: phase, lengths, positions."""
-    if scenario.methods:
-        raise ConfigError(
-            f"lists {scenario.methods[0]!r}, but no methods exist in this version: leave the list empty", key="methods"
-        )
+    """Load the model and check what no single key shows: phase, lengths, positions, methods."""
     try:
         model = load_model(_beside(scenario.model, path))
     except ConfigError as error:
         if error.file is not None:
             raise
         raise ConfigError(error.message, key="model") from None
-    if scenario.window is not None and model.kind != "decoder":
-        raise ConfigError(f"is for decoders, but {model.name} is of kind {model.kind}", key="window")
     rule = PHASES[scenario.phase]
     if model.kind not in rule.kinds:
         fitting = ", ".join(name for name, r in PHASES.items() if model.kind in r.kinds)
@@ -276,6 +265,8 @@ def _resolve(scenario: Scenario, path: Path | None) -> Workload:
     _check_keys(scenario, model, length_key, rule)
     lengths = _lengths(scenario, model, length_key, path)
     _check_positions(scenario, model, lengths, length_key)
+    steps, _ = scenario_steps(scenario, path)
+    check_contradictions(steps, model.layers)
     return Workload(scenario.name, scenario, model, lengths, path)
 
 
@@ -337,8 +328,7 @@ def _build(workload: Workload) -> Trace:
     scenario, model, lengths = workload.scenario, workload.model, workload.lengths
     assert scenario is not None
     assert model is not None
-    mask = Mask("window", scenario.window.size, scenario.window.sinks) if scenario.window else None
-    builder = Builder(model, scenario.formats.choice(), mask=mask)
+    builder = Builder(model, scenario.formats.choice())
     steps = scenario.steps or 1
     if scenario.phase == "prefill":
         passes = prefill_passes(builder, lengths, scenario.chunk, scenario.context or 0)
@@ -353,6 +343,4 @@ def _build(workload: Workload) -> Trace:
     else:
         passes = denoise_passes(builder, len(lengths), steps)
     trace = make_trace(builder, len(lengths), passes, workload=scenario.name, phase=scenario.phase)
-    if scenario.sparsity is None and scenario.activation_sparsity is None:
-        return trace
-    return mark(trace, scenario.sparsity, scenario.activation_sparsity, scenario.seed)
+    return apply_methods(trace, workload, builder)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from sim.config import ConfigError, not_among
 from workloads.trace import CARRIED, Block, Op, OpKind, Role, Sparsity, Tensor, Trace
@@ -35,7 +35,7 @@ def parse_sparsity(text: str, operand: str = "weights") -> Sparsity | None:
     if found := re.fullmatch(r"([0-9]+):([0-9]+)", text):
         n, m = int(found[1]), int(found[2])
         if not 0 < n <= m:
-            raise ValueError(f"keeps {n} of {m}, but N must be at least 1 and at most M")
+            raise ValueError(f"is {text!r}, which keeps {n} of {m}, but N must be at least 1 and at most M")
         return Sparsity("n:m", n / m, n, m) if n < m else None
     if operand == "weights":
         if found := re.fullmatch(r"balanced:([1-9][0-9]*)(?::([1-9][0-9]*))?", text):
@@ -69,8 +69,8 @@ def _activations(text: str) -> str:
     return text
 
 
-WeightPattern = Annotated[str, AfterValidator(_weights)]
-ActivationPattern = Annotated[str, AfterValidator(_activations)]
+WeightPattern = Annotated[str, AfterValidator(_weights), Field(description=FORMS["weights"])]
+ActivationPattern = Annotated[str, AfterValidator(_activations), Field(description=FORMS["activations"])]
 Rule = str | Mapping[str, str] | None
 """A pattern for the operators that are meant by default, or patterns by role (`ffn`) or operator (`down`)."""
 
@@ -81,6 +81,8 @@ def mark(trace: Trace, weights: Rule, activations: Rule, seed: int) -> Trace:
     One pattern goes to all weights but those of embeddings, head and router, and to the inputs of `down`. A mapping
     goes by role or operator, of which the operator comes first. Raises ConfigError for what fits no operator.
     """
+    if weights is None and activations is None:
+        return trace
     for key, rule in (("sparsity", weights), ("activation_sparsity", activations)):
         _check(trace, key, rule)
     known: dict[int, Block] = {}

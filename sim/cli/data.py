@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.methods import method_rows, print_methods, show_methods
 from sim.cli.printing import binary_size, engineering, print_json, print_table
 from sim.errors import ConfigError, not_among
 
@@ -24,7 +25,9 @@ class Kind(StrEnum):
     models = "models"
     workloads = "workloads"
     memories = "memories"
+    methods = "methods"
     tiers = "tiers"
+    graphs = "graphs"
 
 
 class Schema(StrEnum):
@@ -36,8 +39,10 @@ class Schema(StrEnum):
     memory = "memory"
     tier = "tier"
     energy = "energy"
+    method = "method"
     model = "model"
     dram_energy = "dram-energy"
+    stream = "stream"
     unit = "unit"
     sweep = "sweep"
 
@@ -46,7 +51,7 @@ def check(
     files: Annotated[list[Path], typer.Argument(help="YAML or JSON files of opcycle, or config.json of a model.")],
     json: Json = False,
 ) -> None:
-    """Validate files: hardware, workloads, memories, energy tables, models, traces."""
+    """Validate files: hardware, workloads, methods, memories, energy tables, models, graphs, sweeps, traces."""
     rows: list[dict[str, Any]] = []
     for file in files:
         row: dict[str, Any] = {"file": str(file), "kind": None, "ok": True, "error": None}
@@ -120,6 +125,14 @@ def _validate(kind: Schema, file: Path) -> None:
         from workloads import load_model
 
         load_model(file)
+    elif kind is Schema.stream:
+        from sim.stream.schema import load_graph
+
+        load_graph(file)
+    elif kind is Schema.method:
+        from workloads.methods import load_method
+
+        load_method(file)
     elif kind is Schema.sweep:
         from sim.sweep.spec import load_spec
 
@@ -145,6 +158,8 @@ _MODELS = {
     Schema.tier: ("sim.tiers", "Tier"),
     Schema.energy: ("sim.energy_tables", "EnergyTable"),
     Schema.dram_energy: ("sim.energy_tables", "DramInterfaces"),
+    Schema.stream: ("sim.stream.schema", "Graph"),
+    Schema.method: ("workloads.methods", "Method"),
     Schema.unit: ("sim.arithmetic", "ArithmeticUnit"),
     Schema.model: ("workloads.models", "Model"),
     Schema.workload: ("workloads.scenario", "Scenario"),
@@ -166,16 +181,25 @@ def json_schema(kind: Schema) -> dict[str, Any]:
 
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
-    name: Annotated[str | None, typer.Argument(help="Show this one, with the source of every value.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show this one, with the source of every value; of methods also a text to search for."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List what ships, or show one of it with sources."""
+    if name is not None and kind is Kind.methods:
+        show_methods(name, json)
+        return
     if name is not None:
         _show_one(kind, name, json)
         return
     rows = _LISTS[kind]()
     if json:
         print_json(rows)
+        return
+    if kind is Kind.methods:
+        print_methods(rows)
         return
     columns = [key for key in rows[0] if key != "description"] if rows else ["name"]
     table = [[_cell(key, row[key]) for key in columns] + [row["description"]] for row in rows]
@@ -322,15 +346,36 @@ def _tier_rows() -> list[dict[str, Any]]:
     return rows
 
 
+def _graph_rows() -> list[dict[str, Any]]:
+    from sim.catalog import find, names
+    from sim.config import load_yaml
+    from sim.stream.schema import load_graph
+
+    rows = []
+    for name in names("graph"):
+        graph = load_graph(name)
+        rows.append(
+            {
+                "name": name,
+                "nodes": len(graph.nodes),
+                "channels": len(graph.all_channels()),
+                "description": load_yaml(find("graph", name)).heading,
+            }
+        )
+    return rows
+
+
 _LISTS: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
     Kind.hardware: _hardware_rows,
     Kind.models: _model_rows,
     Kind.workloads: _workload_rows,
     Kind.memories: _memory_rows,
+    Kind.methods: method_rows,
     Kind.tiers: _tier_rows,
+    Kind.graphs: _graph_rows,
 }
 _CATALOG = {Kind.hardware: "hardware", Kind.models: "model", Kind.workloads: "workload", Kind.memories: "memory",
-            Kind.tiers: "tier"}  # fmt: skip
+            Kind.tiers: "tier", Kind.graphs: "graph"}  # fmt: skip
 
 
 def _show_one(kind: Kind, name: str, json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The commands `unit dram`, `unit gemm` and `unit sparse`: one component of a machine on its own, to validate or
+"""The commands `unit dram`, `gemm`, `sparse` and `stream`: one component of a machine on its own, to validate or
 study it."""
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from sim.cli.printing import engineering, print_json, print_table, say_if_kernels_are_new
+from sim.cli.stream import stream
 from sim.errors import ConfigError
 
 unit = typer.Typer(name="unit", help="Run one component on its own.", pretty_exceptions_enable=False)
+unit.command()(stream)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

@@ -19,6 +19,7 @@ from sim.kernels.dram_peers import (
 )
 from sim.kernels.dram_steady import leap
 from sim.kernels.dram_tables import (
+    AGE,
     BANK_BITS,
     BEST,
     BEST_TICK,
@@ -28,13 +29,16 @@ from sim.kernels.dram_tables import (
     DATA_END,
     DRAMSIM3,
     DUE,
+    FIRST_AGE,
     FRFCFS,
     FRONT,
     IS_WRITE,
     LAST_READ_END,
     LEFT,
+    MARK,
     MERGED,
     NEVER,
+    NEXT_AGE,
     OPEN,
     OWNER,
     QUEUED_R,
@@ -45,6 +49,7 @@ from sim.kernels.dram_tables import (
     REMAINING,
     SEGMENT,
     SEGMENTS,
+    SERVED,
     SIDE,
     SINCE,
     SLEEP_FROM,
@@ -63,7 +68,7 @@ from sim.kernels.dram_tables import (
 )
 from sim.kernels.jit import inlined, leaf
 
-__all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "standby"]
+__all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "soonest_done", "standby"]
 
 
 @inlined
@@ -102,6 +107,17 @@ def complete(s, c, p, tick):
     s.done_tick[c, k] = segment[DATA_END, p]
     s.done_count[c] = k + 1
     return True
+
+
+@inlined
+def follows(s, c, burst, d, tick):
+    """Whether class `c` has a segment at its front end, visible at `tick`, of reads from `burst` on."""
+    x = s.scalar[c]
+    segment = s.segment[c]
+    p = x[SEGMENT]
+    if x[SEGMENTS] == 0 or d == 1 or segment[IS_WRITE, p] == 1:
+        return False
+    return segment[CURSOR, p] == burst and segment[VISIBLE, p] <= tick
 
 
 @inlined
@@ -182,18 +198,28 @@ def run_channel(t, s, c, until, settling, wait_room):
             if (
                 t.steady > 0
                 and burst & (t.steady - 1) == 0
-                and segment[REMAINING, p] > 2 * t.steady
+                and (segment[REMAINING, p] > t.steady or (d == 0 and x[SEGMENTS] > 1))
                 and x[WAITING_REFRESH] == 0
                 and log.shape[0] == 0
             ):
+                finished = s.done_count[c]
                 tick = leap(t, s, c, tick, until)
                 now = tick
+                if s.done_count[c] > finished and settling == 0:
+                    x[CLOCK] = now
+                    acted = False
+                    break
+                p = x[SEGMENT]
                 burst = segment[CURSOR, p]
+            if segment[WANTED, p] == segment[REMAINING, p]:
+                segment[FIRST_AGE, p] = x[NEXT_AGE]
             segment[CURSOR, p] = burst + 1
             segment[REMAINING, p] -= 1
             if segment[REMAINING, p] == 0:
                 x[SEGMENTS] -= 1
                 x[SEGMENT] = p + 1 if p + 1 < segment.shape[1] else 0
+                if x[MARK] >= 0 and not follows(s, c, burst + 1, d, tick):
+                    x[MARK] = -1
             x[FRONT] = tick + t.front_ticks
             queued = take_in(t, x, bank, ready, near, rank, entry, count, burst, d, p, tick)
             if d == 1:
@@ -228,8 +254,14 @@ def run_channel(t, s, c, until, settling, wait_room):
                         s.request_done[-1 - owner] = tick + t.read_ticks
                     elif t.policy != DRAMSIM3:
                         s.request_done[-1 - owner] = tick
-                elif kind == RD and complete(s, c, owner, tick + t.read_ticks):
-                    stop = True
+                elif kind == RD:
+                    if t.steady > 0:
+                        at_last = x[SERVED] & (s.served.shape[1] - 1)
+                        s.served[c, at_last, 0] = entry[AGE, e]
+                        s.served[c, at_last, 1] = tick
+                        x[SERVED] += 1
+                    if complete(s, c, owner, tick + t.read_ticks):
+                        stop = True
                 if t.policy != DRAMSIM3:
                     break
                 e = entry[MERGED, e]
@@ -257,6 +289,26 @@ def advance(t, s, c, until):
     accounted for when work arrives, or by `settle`.
     """
     return step(t, s, c, until, np.int64(0), np.int64(-1))
+
+
+@leaf
+def soonest_done(t, s, c, tick):
+    """A tick before which class `c`, which does nothing before `tick`, cannot have completed a segment.
+
+    The segment at the front end takes in one burst a clock at best; those before it need a read and its data.
+    """
+    x = s.scalar[c]
+    segment = s.segment[c]
+    p = x[SEGMENT]
+    soonest = NEVER
+    queued = x[QUEUED_R]
+    if x[SEGMENTS] > 0:
+        soonest = tick + (segment[REMAINING, p] - 1) * t.front_ticks
+        if segment[IS_WRITE, p] == 0:
+            queued -= segment[WANTED, p] - segment[REMAINING, p]
+    if queued > 0:
+        soonest = min(soonest, tick + t.read_ticks)
+    return soonest
 
 
 @inlined
