@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sim.config import ConfigError
 from tests.method_cases import EXPERTS, small
+from workloads.sparsity import parse_sparsity
 from workloads.trace import (
     AttentionAttrs,
     Mask,
@@ -28,7 +29,7 @@ from workloads.trace import (
     visible_pairs,
 )
 from workloads.transforms.experts import expert_loads
-from workloads.transforms.sparsity import effective_flops, parse_pattern
+from workloads.transforms.sparsity import effective_flops
 from workloads.transforms.training import saved_bytes, saved_tensors
 
 HIDDEN, NEURONS, LAYERS, HEADS, KV_HEADS, HEAD = 64, 256, 8, 8, 4, 16
@@ -284,7 +285,7 @@ def test_a_router_before_attention_reads_its_norm(folder: Path) -> None:
 def test_weight_sparsity_marks_and_saves_nothing_by_itself(folder: Path) -> None:
     before, after = traces(folder, "decode", {"wsparse": {"pattern": "2:4"}}, steps=1)
     assert after.work == before.work
-    assert {op.inputs[1].sparsity for op, _ in ops(after, "down")} == {parse_pattern("2:4")}
+    assert {op.inputs[1].sparsity for op, _ in ops(after, "down")} == {parse_sparsity("2:4")}
     assert {op.inputs[1].sparsity for op, _ in ops(after, "lm_head")} == {None}
     linears = 2 * 3 * LAYERS * (ATTENTION_WEIGHTS + FFN_WEIGHTS)
     assert before.flops - effective_flops(after) == linears // 2
@@ -325,7 +326,7 @@ def test_predictors_cost_their_products(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["4:2", "0:4", "random:1.5", "random:", "block:0x4:0.5", "block:4x4:0", "half"])
 def test_bad_patterns(text: str) -> None:
     with pytest.raises(ValueError, match="is '"):
-        parse_pattern(text)
+        parse_sparsity(text)
 
 
 # --- values

@@ -4,15 +4,16 @@ report.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sim.hardware import Hardware
 from sim.lower.block import lower_block
-from sim.lower.builder import PER_CORE, Unit, link_units
+from sim.lower.builder import PER_CORE, Template, Unit, link_units
 from sim.lower.homes import CARRIED, on_chip
 from sim.lower.link import Linked, link
 from sim.lower.scope import Context, Mapper
-from sim.passes import OpRow, UnitRow
+from sim.passes import OpRow, UnitRow, ZeroRow
+from sim.sparse.zeros import stored_tensor
 from workloads.trace import Op, Pass, Role
 
 _UNLIMITED = 1 << 30
@@ -72,25 +73,37 @@ def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = T
         context = Context(machine, mapper, streaming, align_bytes(machine), kept[block.name], carried)
         template = lower_block(block, context)
         templates.append((template, block.repeat, len(block.ops)))
-        decisions = [template.decisions.get(i, {}) for i in range(len(block.ops))]
+        rows = [_op_row(machine, op, block.name, work, template, i) for i, op in enumerate(block.ops)]
         for layer in range(block.repeat):
-            ops.extend(
-                _op_row(op, block.name, layer, work, chosen) for op, chosen in zip(block.ops, decisions, strict=True)
-            )
+            ops.extend(replace(row, layer=layer) for row in rows)
     linked = link(templates, machine.dram, machine.memory.channels, units(machine), write_units(machine), symmetry)
     formats = {row.format for row in ops if row.flops}
     return Lowered(linked, tuple(ops), unit_rows(machine, formats))
 
 
-def _op_row(op: Op, block: str, layer: int, work: Pass, decisions: dict[str, str]) -> OpRow:
+def _op_row(machine: Hardware, op: Op, block: str, work: Pass, template: Template, number: int) -> OpRow:
     data = next(
         (t.format for t in op.inputs if t.role in (Role.ACTIVATION, Role.KV)), op.inputs[0].format if op.inputs else ""
     )
     return OpRow(
-        name=op.name, kind=op.kind.value, role=op.role, block=block, layer=layer, pass_name=work.name, phase=work.phase,
-        flops=op.flops, vector_ops=op.vector_ops, read_bytes=op.read_bytes, write_bytes=op.write_bytes, format=data,
-        decisions=decisions,
+        name=op.name, kind=op.kind.value, role=op.role, block=block, layer=0, pass_name=work.name, phase=work.phase,
+        flops=op.flops, vector_ops=op.vector_ops, read_bytes=op.read_bytes, write_bytes=op.write_bytes,
+        format=template.formats.get(number, data), decisions=template.decisions.get(number, {}),
+        zeros=_zeros(machine, op, template.zeros.get(number)),
     )  # fmt: skip
+
+
+def _zeros(machine: Hardware, op: Op, known: ZeroRow | None) -> ZeroRow | None:
+    """What is known of the operator's products, with the bytes of all its tensors that have zeros."""
+    left_out = metadata = 0
+    for tensor in (*op.inputs, *op.outputs):
+        stored = stored_tensor(machine, tensor)
+        if stored is not None:
+            # Whole bytes once, so that values and metadata add up to what is moved.
+            metadata += stored.metadata_bytes
+            left_out += tensor.bytes - (stored.bytes - stored.metadata_bytes)
+            known = known or ZeroRow()
+    return replace(known, left_out_bytes=left_out, metadata_bytes=metadata) if known else None
 
 
 def unit_rows(machine: Hardware, formats: set[str]) -> tuple[UnitRow, ...]:
