@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from sim.links import Links
 from sim.machine import Chip, Machine, Positive, Rate, Strict, as_rate
 from sim.units import Bytes, Frequency, Time
 
@@ -102,6 +103,7 @@ class Hardware(Machine):
     accumulator: Accumulator
     dma: Dma
     attention: Literal["flash", "unfused"] = Field(description="flash: fused on chip where it fits")
+    links: Links | None = Field(default=None, description="to other devices, for models that are cut over several")
 
     @model_validator(mode="after")
     def _geometry(self) -> Hardware:
@@ -140,6 +142,11 @@ class Hardware(Machine):
     def compute(self) -> str:
         """Arrays of all cores and their shape."""
         return f"{self.cores * self.array.count} x {self.array.rows}x{self.array.columns}"
+
+    @property
+    def interconnect_pj_per_bit(self) -> float:
+        """Energy of a bit on the links to other devices."""
+        return self.links.energy if self.links else 0.0
 
     @property
     def facts(self) -> dict[str, str]:

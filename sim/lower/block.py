@@ -10,7 +10,7 @@ from sim.lower import attention, matmul
 from sim.lower.builder import Space, Template, Unit, Work
 from sim.lower.compute import Bits, whole
 from sim.lower.homes import CARRIED, Home, groups
-from sim.lower.moves import Operand, lower_custom, lower_move, lower_scatter, lower_vector
+from sim.lower.moves import Operand, lower_collective, lower_custom, lower_move, lower_scatter, lower_vector
 from sim.lower.scope import Context, Scope, accumulator_bytes, width
 from sim.lower.transfer import lower_transfer
 from sim.tiers import DEVICE
@@ -76,12 +76,29 @@ def _lower(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
         return _move(scope, numbers[0], op)
     if op.kind is OpKind.CUSTOM:
         return _custom(scope, op)
-    if isinstance(op.attrs, CollectiveAttrs) and op.attrs.group == 1:
-        return scope.settle([(t, scope.target(t)) for t in op.outputs], [scope.builder.sync(scope.waits(op.inputs))])
-    raise ConfigError(
-        f"operator {op.name} is a {op.kind}, but {scope.machine.name} is one device and has no links to others",
-        key=f"{scope.block_name}.{op.name}",
-    )
+    return _collective(scope, op)
+
+
+def _collective(scope: Scope, op: Op) -> tuple[int, ...]:
+    attrs = op.attrs
+    assert isinstance(attrs, CollectiveAttrs)
+    targets = [(t, scope.target(t)) for t in op.outputs]
+    if attrs.group == 1:
+        return scope.settle(targets, [scope.builder.sync(scope.waits(op.inputs))])
+    links = scope.machine.links
+    if links is None:
+        raise ConfigError(
+            f"operator {op.name} is a {op.kind} over {attrs.group} devices, but {scope.machine.name} is one device and "
+            "has no links to others (links)",
+            key=f"{scope.block_name}.{op.name}",
+        )
+    start = scope.start((op,)) or (scope.first,)
+    ends = lower_collective(
+        scope.builder, links, attrs, [scope.operand(t) for t in op.inputs],
+        [Operand(home, t.bytes) for t, home in targets], start,
+    )  # fmt: skip
+    scope.builder.decide(collective=f"{attrs.algorithm_kind} over {attrs.group}, {links.topology}")
+    return scope.settle(targets, ends)
 
 
 def _transfer(scope: Scope, op: Op) -> tuple[int, ...]:

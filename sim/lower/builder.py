@@ -28,6 +28,9 @@ class Unit(IntEnum):
 PER_CORE = len(Unit)
 
 
+INTERCONNECT = "interconnect"
+"""Name of the unit that sends to other devices."""
+
 PORT_SLOTS = 4
 """Chunks of transfers that read from DRAM, or write to it, at once."""
 
@@ -41,10 +44,23 @@ class Link:
     chunk: int
 
 
+def device_units(machine: Hardware) -> list[UnitRow]:
+    """The units that all cores share, in the order of their numbers, which follow those of the cores."""
+    rows = []
+    if machine.links is not None:
+        rows.append(UnitRow(INTERCONNECT, "interconnect", 1, float(machine.links.bandwidth), "byte"))
+    return rows
+
+
+def further_units(machine: Hardware) -> list[UnitRow]:
+    """All units beyond the cores' but the one that joins, in the order of their numbers."""
+    return [*device_units(machine), *link_units(machine)]
+
+
 def links(machine: Hardware) -> dict[str, Link]:
-    """The links of the machine's further memories; their units follow those of the cores."""
+    """The links of the machine's further memories; their units follow those that the cores share."""
     found = {}
-    number = machine.cores * PER_CORE
+    number = machine.cores * PER_CORE + len(device_units(machine))
     for name, tier in machine.tier_data.items():
         last = number + 1 if tier.duplex else number
         found[name] = Link(number, last, int(machine.tiers[name].chunk))
@@ -135,7 +151,9 @@ class Builder:
         self.scratchpads = [Ring(scratchpad_bytes) for _ in range(machine.cores)]
         self.accumulators = [Ring(int(machine.accumulator.capacity)) for _ in range(machine.cores)]
         self.links = links(machine)
-        self.sync_unit = machine.cores * PER_CORE + len(link_units(machine))
+        first = machine.cores * PER_CORE
+        self.shared = {row.name: first + i for i, row in enumerate(device_units(machine))}
+        self.sync_unit = first + len(further_units(machine))
         self.current_op = 0
         self.setup_ps = int(machine.dma.setup)
 

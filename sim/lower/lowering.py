@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sim.hardware import Hardware
 from sim.lower.block import lower_block
-from sim.lower.builder import PER_CORE, Unit, link_units
+from sim.lower.builder import PER_CORE, Unit, further_units, link_units
 from sim.lower.homes import CARRIED, on_chip
 from sim.lower.link import Linked, link
 from sim.lower.scope import Context, Mapper
@@ -39,18 +39,17 @@ def scratchpad_bytes(machine: Hardware, keeps_activations: bool) -> int:
 
 
 def units(machine: Hardware) -> list[tuple[int, int]]:
-    """Tasks at once and window in bytes of each unit: the cores', those of links, the one that joins."""
+    """Tasks at once and window in bytes of each unit: the cores', those they share, the one that joins."""
     dma = machine.dma
     window = int(dma.window)
     core = {Unit.ARRAY: (1, 0), Unit.VECTOR: (1, 0), Unit.LOAD: (dma.loads, window), Unit.STORE: (dma.stores, window)}
     cores = [core[unit] for _ in range(machine.cores) for unit in Unit]
-    return [*cores, *((row.slots, 0) for row in link_units(machine)), (_UNLIMITED, 0)]
+    return [*cores, *((row.slots, 0) for row in further_units(machine)), (_UNLIMITED, 0)]
 
 
 def write_units(machine: Hardware) -> frozenset[int]:
     """Numbers of the units that write to DRAM."""
-    ports = len(link_units(machine))
-    port = {machine.cores * PER_CORE + ports - 1} if ports else set()
+    port = {machine.cores * PER_CORE + len(further_units(machine)) - 1} if link_units(machine) else set()
     return frozenset({core * PER_CORE + Unit.STORE for core in range(machine.cores)} | port)
 
 
@@ -112,7 +111,7 @@ def unit_rows(machine: Hardware, formats: set[str]) -> tuple[UnitRow, ...]:
         )
     return (
         *rows,
-        *link_units(machine),
+        *further_units(machine),
         UnitRow("sync", "sync", _UNLIMITED, 0.0, "none"),
         UnitRow("memory", "memory", machine.memory.channels, memory, "byte"),
     )
