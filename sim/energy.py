@@ -230,7 +230,7 @@ def _link_bits(result: PassResult) -> dict[tuple[str, bool], NDArray[np.int64]]:
 
 def _link_pj(machine: Machine, result: PassResult) -> NDArray[np.float64]:
     """Picojoules of each operator's transfers."""
-    total = _sent_bits(result) * machine.interconnect_pj_per_bit
+    total = np.asarray(_sent_bits(result) * machine.interconnect_pj_per_bit, np.float64)
     for (name, read), bits in _link_bits(result).items():
         tier = machine.tier_data[name]
         total += bits * (tier.link_energy + tier.memory_pj_per_bit(read))

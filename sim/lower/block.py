@@ -9,7 +9,7 @@ from sim.config import ConfigError
 from sim.lower import attention, matmul
 from sim.lower.builder import Space, Template, Unit, Work
 from sim.lower.compute import Bits, whole
-from sim.lower.homes import CARRIED, Home, groups
+from sim.lower.homes import Home, groups
 from sim.lower.moves import Operand, lower_collective, lower_custom, lower_move, lower_scatter, lower_vector
 from sim.lower.scope import Context, Scope, accumulator_bytes, width
 from sim.lower.transfer import lower_transfer
@@ -41,7 +41,7 @@ def lower_block(block: Block, context: Context) -> Template:
     scope = Scope(block, context)
     scope.builder.template.shared_weights = block.weights_shared
     ends: tuple[int, ...] = ()
-    for group in groups(scope.ops):
+    for group in groups(scope.ops, scope.carried):
         scope.builder.current_op = group.ops[0]
         try:
             ends = _lower(scope, group.ops)
@@ -51,7 +51,8 @@ def lower_block(block: Block, context: Context) -> Template:
                 "smaller activation_share would help",
                 key="scratchpad.capacity",
             ) from None
-    last = scope.builder.sync(dict.fromkeys((*ends, *scope.homes[CARRIED].ready)))
+    handed_on = (task for name in sorted(scope.carried) for task in scope.homes[name].ready)
+    last = scope.builder.sync(dict.fromkeys((*ends, *handed_on)))
     return scope.builder.finish(last)
 
 

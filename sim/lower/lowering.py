@@ -68,7 +68,7 @@ def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = T
     templates = []
     ops: list[OpRow] = []
     for block in work.blocks:
-        context = Context(machine, mapper, streaming, align_bytes(machine), kept[block.name], carried)
+        context = Context(machine, mapper, streaming, align_bytes(machine), kept[block.name], ((CARRIED, carried),))
         template = lower_block(block, context)
         templates.append((template, block.repeat, len(block.ops)))
         decisions = [template.decisions.get(i, {}) for i in range(len(block.ops))]

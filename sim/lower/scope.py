@@ -10,7 +10,7 @@ from typing import Protocol
 from sim.hardware import Hardware
 from sim.lower import attention, matmul
 from sim.lower.builder import Builder, Space
-from sim.lower.homes import CARRIED, Home, readers, versions
+from sim.lower.homes import Home, readers, versions
 from sim.lower.moves import Operand
 from workloads.formats import format_bits
 from workloads.trace import AttentionAttrs, Block, Op, RequestSpan, Role, Tensor
@@ -30,14 +30,17 @@ class Mapper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the lowering of a block needs to know: the machine, how tiles are chosen, what stays on chip."""
+    """What the lowering of a block needs to know: the machine, how tiles are chosen, what stays on chip.
+
+    `carried`: the tensors that blocks hand on to each other, with their bytes, the same for all blocks of a pass.
+    """
 
     machine: Hardware
     mapper: Mapper
     scratchpad_bytes: int
     align_bytes: int
     kept: frozenset[str]
-    carried_bytes: int
+    carried: tuple[tuple[str, int], ...]
 
 
 def width(tensor: Tensor) -> Fraction:
@@ -58,13 +61,16 @@ class Scope:
 
     def __init__(self, block: Block, context: Context) -> None:
         self.context, self.machine = context, context.machine
-        self.ops: tuple[Op, ...] = versions(block.ops)
+        self.carried = frozenset(name for name, _ in context.carried)
+        self.ops: tuple[Op, ...] = versions(block.ops, self.carried)
         self.block_name = block.name
         self.readers = readers(self.ops)
         self.builder = Builder(context.machine, context.scratchpad_bytes, context.align_bytes)
         self.first = self.builder.sync(())
-        self.builder.region(Space.ACTIVATION, context.carried_bytes)
-        self.homes = {CARRIED: Home(CARRIED in context.kept, Space.ACTIVATION, 0, (self.first,))}
+        self.homes = {
+            name: Home(name in context.kept, Space.ACTIVATION, self.builder.region(Space.ACTIVATION, size), (self.first,))
+            for name, size in context.carried
+        }
         self.appended: dict[str, tuple[int, ...]] = {}
         self.arrived: dict[str, tuple[int, ...]] = {}  # weights and KV caches that a transfer brings
         self.written_in_place: set[int] = set()
