@@ -200,9 +200,9 @@ def link_rows(machine: Machine, passes: Sequence[PassResult]) -> list[EnergyRow]
                 text += f"; {source_text(document, 'sizes')}"
             rows.append(EnergyRow("link", f"{name} {word}", bits.get((name, read), 0), "bit", each, text))
     sent = sum(result.repeat * int(_sent_bits(result).sum()) for result in passes)
-    rows.append(
-        EnergyRow("link", "interconnect", sent, "bit", machine.interconnect_pj_per_bit, "links.energy of the machine")
-    )
+    if sent:
+        each = machine.interconnect_pj_per_bit
+        rows.append(EnergyRow("link", "interconnect", sent, "bit", each, "links.energy of the machine"))
     return rows
 
 
@@ -230,7 +230,8 @@ def _link_bits(result: PassResult) -> dict[tuple[str, bool], NDArray[np.int64]]:
 
 def _link_pj(machine: Machine, result: PassResult) -> NDArray[np.float64]:
     """Picojoules of each operator's transfers."""
-    total = np.asarray(_sent_bits(result) * machine.interconnect_pj_per_bit, np.float64)
+    sent = _sent_bits(result)
+    total = np.asarray(sent * machine.interconnect_pj_per_bit if sent.any() else np.zeros(len(sent)), np.float64)
     for (name, read), bits in _link_bits(result).items():
         tier = machine.tier_data[name]
         total += bits * (tier.link_energy + tier.memory_pj_per_bit(read))

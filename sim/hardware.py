@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from sim.links import Links
 from sim.machine import Chip, Machine, Positive, Rate, Strict, as_rate
+from sim.pim.use import PimUse
 from sim.units import Bytes, Frequency, Time
 
 
@@ -59,6 +60,9 @@ class Vector(Strict):
     rows_per_vector: Positive = Field(default=1, description="rows that share one vector in row-wise functions")
     simple_slots: Positive = Field(default=1, description="simple instructions issued in a cycle")
     special_parallel: bool = Field(default=False, description="exp, tanh ... run beside the simple instructions")
+    charge: Literal["all", "softmax"] = Field(
+        default="all", description="softmax: all other functions take no time, as in the NeuPIMs artifact"
+    )
     reduce_cycles: int | None = Field(default=None, ge=0, description="one reduction over lanes; default log2 steps")
 
 
@@ -104,6 +108,11 @@ class Hardware(Machine):
     dma: Dma
     attention: Literal["flash", "unfused"] = Field(description="flash: fused on chip where it fits")
     links: Links | None = Field(default=None, description="to other devices, for models that are cut over several")
+    pim: PimUse | None = Field(default=None, description="use of units in the memory, where it has some")
+    operators: Literal["overlapped", "serial"] = Field(
+        default="overlapped",
+        description="serial: one operator after another, loads included, and none rides on a product's tiles",
+    )
 
     @model_validator(mode="after")
     def _geometry(self) -> Hardware:
@@ -119,6 +128,17 @@ class Hardware(Machine):
                 f"{self.array.rows}x{self.array.columns} array; at least {8 * tile} B"
             )
         return self
+
+    @property
+    def pim_peak_flops_per_s(self) -> float:
+        """FLOP/s of all units in the memory, each with a step a burst time; 0 without any."""
+        memory = self.dram
+        if memory.pim is None:
+            return 0.0
+        o = memory.organisation
+        banks = o.pseudo_channels * o.ranks * o.bank_groups * o.banks
+        steps_per_s = 1e12 / float(memory.burst_ticks * memory.period)
+        return 2.0 * memory.pim.macs * banks * self.memory.channels * steps_per_s
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "npu": Kind("sim.hardware:Hardware", "sim.engine:Engine"),
+    "roofline": Kind("sim.roofline_machine:RooflineMachine", "sim.roofline_machine:RooflineEngine"),
 }
 """By the value of `kind:` in a description; the first is meant where it says none."""
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from numpy import ndarray
 
@@ -64,6 +66,11 @@ class TaskTable:
     dram_read_bytes: ndarray
     dram_write_bytes: ndarray
     link_bytes: ndarray
+    pim_macs: ndarray = None  # type: ignore[assignment]  # those of units in the memory; none where not given
+
+    def __post_init__(self) -> None:
+        if self.pim_macs is None:
+            object.__setattr__(self, "pim_macs", np.zeros_like(self.macs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,8 @@ class MemoryCounts:
     (any bank of the rank open), `precharged` (all closed) and `refresh`, summed over channels x ranks;
     `channel_busy_ps` is the time each real channel's data bus carried data, one entry a channel. `bytes_forwarded` are
     reads answered from the write queue, `bytes_merged` writes that replaced one still waiting there: whole bursts that
-    needed no DRAM command and are in neither `bytes_read` nor `bytes_written`.
+    needed no DRAM command and are in neither `bytes_read` nor `bytes_written`. `pim_busy_ps` is the time in which the
+    units in each real channel had work under way, one entry a channel of a memory that has such units.
     """
 
     commands: dict[str, int]
@@ -87,6 +95,7 @@ class MemoryCounts:
     channel_busy_ps: tuple[int, ...] = ()
     bytes_forwarded: int = 0
     bytes_merged: int = 0
+    pim_busy_ps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

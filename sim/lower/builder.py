@@ -10,10 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sim.hardware import Hardware
 from sim.lower.buffers import Buffer, Ring
 from sim.passes import UnitRow
 from sim.units import cycles_to_ps
+
+
+Ints = NDArray[np.int64]
+Runs = tuple[Ints, Ints]
+"""Runs of consecutive bursts: first of each, and how many."""
 
 
 class Unit(IntEnum):
@@ -30,6 +38,14 @@ PER_CORE = len(Unit)
 
 INTERCONNECT = "interconnect"
 """Name of the unit that sends to other devices."""
+
+PIM = "pim"
+"""Name of the units in the memory, as one unit that takes any number of tasks: channels work through their own."""
+
+PIM_PORT = "pim.port"
+"""Name of the unit that hands PIM instructions to all channels, one after another, where they share one."""
+
+UNLIMITED = 1 << 30
 
 PORT_SLOTS = 4
 """Chunks of transfers that read from DRAM, or write to it, at once."""
@@ -49,6 +65,10 @@ def device_units(machine: Hardware) -> list[UnitRow]:
     rows = []
     if machine.links is not None:
         rows.append(UnitRow(INTERCONNECT, "interconnect", 1, float(machine.links.bandwidth), "byte"))
+    if machine.pim is not None:
+        rows.append(UnitRow(PIM, "pim", UNLIMITED, machine.pim_peak_flops_per_s, "flop"))
+        if machine.pim.issue_port == "shared":
+            rows.append(UnitRow(PIM_PORT, "port", 1, float(machine.clock), "instruction"))
     return rows
 
 
@@ -102,6 +122,7 @@ class Work:
     sram_write: int = 0
     accumulator: int = 0
     link: int = 0
+    pim_macs: int = 0
 
 
 NOTHING = Work()
@@ -124,6 +145,13 @@ class Template:
     seg_space: list[int] = field(default_factory=list)
     seg_offset: list[int] = field(default_factory=list)  # bytes from the start of the space
     seg_bytes: list[int] = field(default_factory=list)
+    # Of tasks that concern some channels only: the number of these channels' group, and what each of them gets.
+    local_task: list[int] = field(default_factory=list)
+    local_group: list[int] = field(default_factory=list)
+    local_bursts: list[Runs] = field(default_factory=list)  # channel-local bursts
+    job_task: list[int] = field(default_factory=list)
+    job_group: list[int] = field(default_factory=list)
+    jobs: list[Ints] = field(default_factory=list)  # rows of `pim_tables` columns
     enter: list[tuple[int, int, int, int]] = field(default_factory=list)  # (ring, low, high, task)
     exit: list[tuple[int, int, int, int]] = field(default_factory=list)  # (ring, low, high, task)
     sizes: list[int] = field(default_factory=lambda: [0] * len(Space))
@@ -195,6 +223,35 @@ class Builder:
         work = Work(sram_read=size) if write else Work(sram_write=size)
         unit = core * PER_CORE + (Unit.STORE if write else Unit.LOAD)
         return self._transfer(unit, work, pieces, after, op)
+
+    def move_local(
+        self, core: int, write: bool, pieces: Sequence[tuple[int, Runs]], size: int, after: Iterable[int]
+    ) -> int:
+        """Add a DMA task for `size` bytes on some channels only: `pieces` are (group of channels, runs of bursts on
+        each of them).
+        """
+        work = Work(sram_read=size) if write else Work(sram_write=size)
+        number = self._add(
+            core * PER_CORE + (Unit.STORE if write else Unit.LOAD), self.setup_ps, 0, 0, after, work
+        )
+        t = self.template
+        t.moved[number] = size
+        for group, runs in pieces:
+            t.local_task.append(number)
+            t.local_group.append(group)
+            t.local_bursts.append(runs)
+        return number
+
+    def pim(self, jobs: Sequence[tuple[int, Ints]], after: Iterable[int], work: Work) -> int:
+        """Add a task for the units in the memory: `jobs` are (group of channels, rows of jobs that each of them does).
+        """
+        number = self._add(self.shared[PIM], self.setup_ps, 0, 0, after, work)
+        t = self.template
+        for group, rows in jobs:
+            t.job_task.append(number)
+            t.job_group.append(group)
+            t.jobs.append(rows)
+        return number
 
     def port(self, write: bool, pieces: Sequence[tuple[Space, int, int]], after: Iterable[int]) -> int:
         """Add a task that moves `pieces` between DRAM and a link, past the cores."""

@@ -69,14 +69,15 @@ def tile_work(machine: Hardware, batch: int, m: int, n: int, k: int, number_form
 
 def vector_task(
     builder: Builder, core: int, function: str, rows: int, columns: int, sizes: tuple[int, int], after: Iterable[int],
-    ops: int = 0, keep: int = 1,
+    ops: int = 0, keep: int = 1, more: int = 0,
 ) -> int:  # fmt: skip
     """Add `function` over rows x columns on the vector units; `sizes`: bytes read and written in the scratchpad; `ops`:
-    scalar operations for the report."""
+    scalar operations for the report; `more`: cycles of what is done along with it."""
     machine = builder.machine
     pad = machine.scratchpad
-    cycles = max(
-        int(cost.vector_cycles(machine.vector, function, rows, columns, keep)),
+    free = machine.vector.charge == "softmax" and function != "softmax"
+    cycles = 0 if free else max(
+        int(cost.vector_cycles(machine.vector, function, rows, columns, keep)) + more,
         -(-sizes[0] // pad.read_bytes_per_cycle),
         -(-sizes[1] // pad.write_bytes_per_cycle),
     )

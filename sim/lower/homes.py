@@ -69,12 +69,14 @@ def readers(ops: Sequence[Op]) -> dict[str, list[int]]:
     return found
 
 
-def groups(ops: Sequence[Op], carried: frozenset[str] = ALONE) -> list[Group]:
+def groups(ops: Sequence[Op], carried: frozenset[str] = ALONE, riding: bool = True) -> list[Group]:
     """Split a block into groups: a matmul with the elementwise operators that can ride on its tiles, or one operator.
 
     An operator rides if it alone reads the result so far; rotary also if the rest of the result goes to the KV cache
-    only.
+    only. Without `riding`, every operator is alone.
     """
+    if not riding:
+        return [Group((index,)) for index in range(len(ops))]
     reads = readers(ops)
     found: list[Group] = []
     index = 0
@@ -110,7 +112,7 @@ def _rides(
 
 
 def on_chip(
-    blocks: Sequence[Block], share_bytes: int, carried: frozenset[str] = ALONE
+    blocks: Sequence[Block], share_bytes: int, carried: frozenset[str] = ALONE, riding: bool = True
 ) -> dict[str, frozenset[str]]:
     """Names of the activations that stay on chip, for each block by name.
 
@@ -121,7 +123,9 @@ def on_chip(
     staying = carried
     while True:
         kept = {
-            block.name: _keep(versions(block.ops, carried), share_bytes, carried, staying, outside) for block in blocks
+            block.name: _keep(groups(ops, carried, riding), ops, share_bytes, carried, staying, outside)
+            for block in blocks
+            for ops in (versions(block.ops, carried),)
         }
         lost = {name for name in staying for names in kept.values() if name not in names}
         if not lost:
@@ -139,9 +143,9 @@ def _taken_from_outside(ops: Sequence[Op]) -> set[str]:
 
 
 def _keep(
-    ops: Sequence[Op], share_bytes: int, carried: frozenset[str], staying: frozenset[str], outside: set[str]
-) -> frozenset[str]:
-    parts = groups(ops, carried)
+    parts: Sequence[Group], ops: Sequence[Op], share_bytes: int, carried: frozenset[str], staying: frozenset[str],
+    outside: set[str],
+) -> frozenset[str]:  # fmt: skip
     size: dict[str, int] = {}
     first: dict[str, int] = {}
     last: dict[str, int] = {}

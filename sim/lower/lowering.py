@@ -4,18 +4,17 @@ report.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sim.hardware import Hardware
 from sim.lower.block import lower_block
-from sim.lower.builder import PER_CORE, Unit, further_units, link_units
+from sim.lower.builder import PER_CORE, UNLIMITED, Template, Unit, further_units, link_units
 from sim.lower.homes import CARRIED, on_chip
 from sim.lower.link import Linked, link
 from sim.lower.scope import Context, Mapper
 from sim.passes import OpRow, UnitRow
-from workloads.trace import Op, Pass, Role
-
-_UNLIMITED = 1 << 30
+from workloads.trace import Block, Op, Pass, Role
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def units(machine: Hardware) -> list[tuple[int, int]]:
     window = int(dma.window)
     core = {Unit.ARRAY: (1, 0), Unit.VECTOR: (1, 0), Unit.LOAD: (dma.loads, window), Unit.STORE: (dma.stores, window)}
     cores = [core[unit] for _ in range(machine.cores) for unit in Unit]
-    return [*cores, *((row.slots, 0) for row in further_units(machine)), (_UNLIMITED, 0)]
+    return [*cores, *((row.slots, 0) for row in further_units(machine)), (UNLIMITED, 0)]
 
 
 def write_units(machine: Hardware) -> frozenset[int]:
@@ -53,13 +52,18 @@ def write_units(machine: Hardware) -> frozenset[int]:
     return frozenset({core * PER_CORE + Unit.STORE for core in range(machine.cores)} | port)
 
 
-def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = True) -> Lowered:
-    """Lower `work` for `machine`. Raises ConfigError for formats and operators that the machine has no unit for.
+def activation_bytes(machine: Hardware) -> int:
+    """Bytes of the scratchpad that hold activations between operators.
 
-    Activations stay on chip only on a machine of one core: cores have no path to each other's scratchpad.
+    None on a machine of several cores: they have no path to each other's scratchpad.
     """
-    share = 0 if machine.cores > 1 else int(machine.scratchpad.capacity * machine.scratchpad.activation_share)
-    kept = on_chip(work.blocks, share)
+    return 0 if machine.cores > 1 else int(machine.scratchpad.capacity * machine.scratchpad.activation_share)
+
+
+def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = True) -> Lowered:
+    """Lower `work` for `machine`. Raises ConfigError for formats and operators that the machine has no unit for."""
+    share = activation_bytes(machine)
+    kept = on_chip(work.blocks, share, riding=machine.operators != "serial")
     streaming = scratchpad_bytes(machine, share > 0)
     carried = max(
         (t.resident_bytes for b in work.blocks for op in b.ops for t in (*op.inputs, *op.outputs) if t.name == CARRIED),
@@ -71,14 +75,18 @@ def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = T
         context = Context(machine, mapper, streaming, align_bytes(machine), kept[block.name], ((CARRIED, carried),))
         template = lower_block(block, context)
         templates.append((template, block.repeat, len(block.ops)))
-        decisions = [template.decisions.get(i, {}) for i in range(len(block.ops))]
         for layer in range(block.repeat):
-            ops.extend(
-                _op_row(op, block.name, layer, work, chosen) for op, chosen in zip(block.ops, decisions, strict=True)
-            )
+            ops.extend(op_rows(block, template, work, [layer] * len(block.ops), block.name))
     linked = link(templates, machine.dram, machine.memory.channels, units(machine), write_units(machine), symmetry)
-    formats = {row.format for row in ops if row.flops}
-    return Lowered(linked, tuple(ops), unit_rows(machine, formats))
+    return Lowered(linked, tuple(ops), unit_rows(machine, {row.format for row in ops if row.flops}))
+
+
+def op_rows(block: Block, template: Template, work: Pass, layers: Sequence[int], name: str) -> list[OpRow]:
+    """The report's rows of one repetition of a block: `layers` of each operator, `name` of the trace's block."""
+    return [
+        _op_row(op, name, layer, work, template.decisions.get(i, {}))
+        for i, (op, layer) in enumerate(zip(block.ops, layers, strict=True))
+    ]
 
 
 def _op_row(op: Op, block: str, layer: int, work: Pass, decisions: dict[str, str]) -> OpRow:
@@ -112,6 +120,6 @@ def unit_rows(machine: Hardware, formats: set[str]) -> tuple[UnitRow, ...]:
     return (
         *rows,
         *further_units(machine),
-        UnitRow("sync", "sync", _UNLIMITED, 0.0, "none"),
+        UnitRow("sync", "sync", UNLIMITED, 0.0, "none"),
         UnitRow("memory", "memory", machine.memory.channels, memory, "byte"),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from sim.lower import attention, matmul
 from sim.lower.builder import Builder, Space
 from sim.lower.homes import Home, readers, versions
 from sim.lower.moves import Operand
+from sim.pim.plan import PimPlan
 from workloads.formats import format_bits
 from workloads.trace import AttentionAttrs, Block, Op, RequestSpan, Role, Tensor
 
@@ -41,11 +42,17 @@ class Context:
     align_bytes: int
     kept: frozenset[str]
     carried: tuple[tuple[str, int], ...]
+    pim: PimPlan | None = None
 
 
 def width(tensor: Tensor) -> Fraction:
     """Bytes an element of a tensor."""
     return Fraction(tensor.bytes, tensor.elements)
+
+
+def where(home: Home) -> str:
+    """Where a tensor is, in words."""
+    return "on chip" if home.on_chip else "DRAM"
 
 
 def accumulator_bytes(machine: Hardware) -> Fraction:
@@ -74,6 +81,8 @@ class Scope:
         self.appended: dict[str, tuple[int, ...]] = {}
         self.arrived: dict[str, tuple[int, ...]] = {}  # weights and KV caches that a transfer brings
         self.written_in_place: set[int] = set()
+        self.later: list[tuple[int, tuple[int, ...]]] = []  # operators to be lowered last, and what they wait for
+        self.gate: tuple[int, ...] = ()  # tasks before anything of the operator at hand may begin
         self._kv: dict[str, int] = {}
         self._kv_bytes: dict[str, int] = {}
         for op in self.ops:
@@ -83,7 +92,11 @@ class Scope:
                     self._kv_bytes[tensor.name] = max(known, tensor.resident_bytes)
 
     def home(self, tensor: Tensor) -> Home:
-        """Where an input is; what no operator of the block made was in DRAM before."""
+        """Where an input is, and from when it may be read; what no operator of the block made was in DRAM before."""
+        home = self._home(tensor)
+        return replace(home, ready=(*home.ready, *self.gate)) if self.gate else home
+
+    def _home(self, tensor: Tensor) -> Home:
         if tensor.role is Role.KV:
             return Home(False, Space.KV, self.kv_region(tensor), self.appended.get(tensor.name, ()))
         if tensor.name not in self.homes:
@@ -117,7 +130,7 @@ class Scope:
 
     def start(self, ops: Iterable[Op]) -> tuple[int, ...]:
         """What the compute tasks of an operator wait for: its operands, and the launch if that costs anything."""
-        waits = self.waits(t for op in ops for t in op.inputs)
+        waits = (*self.waits(t for op in ops for t in op.inputs), *self.gate)
         launch = int(self.machine.software.launch)
         return (self.builder.sync(waits, launch),) if launch else waits
 

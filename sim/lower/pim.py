@@ -1,0 +1,206 @@
+"""Lowers attention for units in the memory: queries and probabilities to rows of each request's channel, jobs for the
+units there, softmax on the vector units in between; and the rows that new keys and values are written to.
+
+The newest position of a request is not in the memory yet when its attention begins: its score and value come from the
+chip, where they have just been made, and are merged on the vector units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from sim import cost
+from sim.lower.builder import PIM_PORT, Builder, Held, Ints, Space, Work
+from sim.lower.compute import vector_task, whole
+from sim.pim.jobs import instructions
+from sim.pim.placement import Alike, Request
+from sim.pim.plan import PimPlan, Runs
+from workloads.attrs import SOFTMAX_VECTOR_OPS
+from workloads.trace import AttentionAttrs
+
+APPEND_RUNS = 256
+"""Runs of bursts that one task appends at most, so that what a channel is given at once stays small."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An operand in DRAM: its space and offset, and the tasks after which it may be read."""
+
+    space: Space
+    offset: int
+    ready: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A request of a group of channels: number of the group, and the request."""
+
+    number: int
+    group: Alike
+    request: Request
+
+    @property
+    def copies(self) -> int:
+        """Requests that are worked on at once, one on each channel."""
+        return len(self.group.channels)
+
+
+class PimAttention:
+    """The tasks of one attention operator over one part of the batch.
+
+    query, result: None on chip. start: tasks before the operator may begin; element: bytes of a number.
+    """
+
+    def __init__(
+        self, builder: Builder, plan: PimPlan, part: int, attrs: AttentionAttrs, element: Fraction,
+        query: Place | None, result: Place | None, start: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        self.builder, self.plan, self.attrs, self.element = builder, plan, attrs, element
+        self.query, self.result, self.start = query, result, start
+        self.turns = list(turns(plan, part))
+        self.served = 0
+        self.query_read = self.result_written = 0  # bytes so far: requests follow each other
+
+    def lower(self, barrier: bool) -> list[int]:
+        """Add all tasks; returns those that end the operator. `barrier`: all probabilities are there before the first
+        is used.
+        """
+        scored = [self.scores(turn) for turn in self.turns]
+        ready = [self.softmax(turn, done) for turn, done in zip(self.turns, scored, strict=True)]
+        if barrier:
+            joined = (self.builder.sync(dict.fromkeys(task for tasks in ready for task in tasks)),)
+            ready = [joined] * len(ready)
+        return [self.values(turn, done) for turn, done in zip(self.turns, ready, strict=True)]
+
+    def scores(self, turn: Turn) -> tuple[int, ...]:
+        """Query to the request's rows, its products with the keys in memory."""
+        b, a, maker = self.builder, self.attrs, self.plan.maker
+        core = self.core()
+        size = turn.copies * whole(a.heads * a.head_dim * self.element)
+        ready: tuple[int, ...] = self.start
+        held: Held | None = None
+        if self.query is not None:
+            held = b.fetch(core, self.query.space, self.query.offset + self.query_read, size, self.query.ready)
+            self.query_read += size
+            ready = (*ready, *held.ready)
+        if turn.request.past:
+            heads = maker.chunk_heads()
+            sizes = [whole(n * a.head_dim * self.element) for n in heads for _ in range(maker.queries)]
+            ready = self.vectors(core, turn, 0, sizes, ready)
+        if held is not None:
+            b.release(core, held.buffer, ready if turn.request.past else held.ready)
+        if not turn.request.past:
+            return ready
+        places = self.plan.vector_places(turn.request, 0, maker.query_vectors)
+        return (self.job(turn, maker.keys(turn.request, places), ready),)
+
+    def softmax(self, turn: Turn, ready: tuple[int, ...]) -> tuple[int, ...]:
+        """The newest position's score, softmax over all, probabilities to the request's rows."""
+        b, a, maker = self.builder, self.attrs, self.plan.maker
+        core = self.core()
+        past, rows = turn.request.past, turn.copies * a.heads
+        amount = whole(rows * (past + 1) * self.element)
+        vector = b.machine.vector
+        newest = int(cost.vector_cycles(vector, "mul", 1, rows * a.head_dim))
+        newest += int(cost.vector_cycles(vector, "sum", rows, a.head_dim))
+        ops = rows * (past + 1) * SOFTMAX_VECTOR_OPS
+        soft = vector_task(b, core, "softmax", rows, past + 1, (amount, amount), ready, ops, more=newest)
+        if not past:
+            return (soft,)
+        tokens = maker.chunk_tokens(past)
+        sizes = [whole(count * self.element) for _ in range(a.heads) for count in tokens]
+        return self.vectors(core, turn, maker.query_vectors, sizes, (soft,))
+
+    def values(self, turn: Turn, ready: tuple[int, ...]) -> int:
+        """Products with the values in memory; sums of their parts and of the newest value; the result to its place."""
+        b, a, maker = self.builder, self.attrs, self.plan.maker
+        core = self.core()
+        past = turn.request.past
+        if past:
+            count = maker.vector_count(past) - maker.query_vectors
+            places = self.plan.vector_places(turn.request, maker.query_vectors, count)
+            ready = (self.job(turn, maker.values(turn.request, places), ready),)
+        elements = turn.copies * a.heads * a.v_head_dim
+        size = whole(elements * self.element)
+        parts = maker.token_chunks(past)
+        # The newest value is scaled by its probability and added to what each row of values gave.
+        scaled = int(cost.vector_cycles(b.machine.vector, "mul", 1, elements))
+        done = vector_task(
+            b, core, "add", 1, max(parts, 1) * elements, ((parts + 1) * size, size), ready, more=scaled
+        )
+        if self.result is not None:
+            done = b.move(core, True, [(self.result.space, self.result.offset + self.result_written, size)], (done,))
+            self.result_written += size
+        return done
+
+    def vectors(
+        self, core: int, turn: Turn, first: int, sizes: Sequence[int], ready: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Write vectors to where the units load them from; on the way with the load where they take it off the bus."""
+        pim = self.plan.addresses.memory.pim
+        assert pim is not None
+        if pim.load != "bank":
+            return ready
+        bursts = self.plan.vector_bursts(turn.request, first, sizes)
+        return (self.builder.move_local(core, True, [(turn.number, bursts)], turn.copies * sum(sizes), ready),)
+
+    def job(self, turn: Turn, jobs: Ints, ready: tuple[int, ...]) -> int:
+        """Hand jobs to the units of a group of channels, through the shared port where there is one."""
+        b, maker = self.builder, self.plan.maker
+        if PIM_PORT in b.shared:
+            cycles = turn.copies * int(instructions(maker.memory, jobs).sum())
+            ready = (b.task(b.shared[PIM_PORT], cycles, ready),)
+        results = turn.copies * maker.readouts(jobs) * whole(self.plan.layout.banks * self.element)
+        return b.pim([(turn.number, jobs)], ready, Work(sram_write=results, pim_macs=turn.copies * maker.macs(jobs)))
+
+    def core(self) -> int:
+        """The core that serves the next step; they take turns."""
+        self.served += 1
+        return self.served % self.builder.machine.cores
+
+
+def lower_append(
+    builder: Builder, plan: PimPlan, part: int, source: Place | None, ready: tuple[int, ...], element: Fraction
+) -> list[int]:
+    """Write the newest key and value of every request to its rows; a value changes a burst in a row of each element.
+
+    A burst that is changed in part is written with the other bytes masked. source: keys and values if in DRAM.
+    """
+    layout = plan.layout
+    key_bytes = whole(layout.heads * layout.head_dim * element)
+    value_bytes = whole(layout.heads * layout.value_dim * element)
+    ends: list[int] = []
+    read = 0
+    for turn in turns(plan, part):
+        held: Held | None = None
+        after = ready
+        if source is not None:
+            size = turn.copies * (key_bytes + value_bytes)
+            held = builder.fetch(0, source.space, source.offset + read, size, source.ready)
+            read += size
+            after = (*ready, *held.ready)
+        keys, (first, count) = plan.append_bursts(turn.request)
+        pieces: list[tuple[Runs, int]] = [(keys, key_bytes)]
+        for low in range(0, len(first), APPEND_RUNS):
+            high = min(low + APPEND_RUNS, len(first))
+            share = value_bytes * high // len(first) - value_bytes * low // len(first)
+            pieces.append(((first[low:high], count[low:high]), share))
+        tasks = [
+            builder.move_local(0, True, [(turn.number, runs)], turn.copies * size, after) for runs, size in pieces
+        ]
+        if held is not None:
+            builder.release(0, held.buffer, tasks)
+        ends.extend(tasks)
+    return ends
+
+
+def turns(plan: PimPlan, part: int) -> Iterator[Turn]:
+    """The first request of every group of channels, then the second of each, so that all channels have work."""
+    groups = plan.placement.groups
+    longest = max((len(group.parts[part]) for group in groups), default=0)
+    for place in range(longest):
+        for number, group in enumerate(groups):
+            if place < len(group.parts[part]):
+                yield Turn(number, group, group.parts[part][place])

@@ -1,0 +1,45 @@
+"""What a machine says about processing in its memory: which operators run there, how requests are placed, when work
+overlaps. What the units can do is the memory's own section.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from sim.machine import Strict
+from sim.pim.placement import Policy
+
+
+class Operators(StrEnum):
+    """Work that can be placed in the memory."""
+
+    ATTENTION = "attention"
+    FC_DECODE = "fc_decode"
+
+
+class Interleave(StrEnum):
+    """Whether two halves of a batch take turns on the NPU and in the memory; auto: where that is faster."""
+
+    NEVER = "never"
+    ALWAYS = "always"
+    AUTO = "auto"
+
+
+class PimUse(Strict):
+    """How the units in the memory are used."""
+
+    operators: tuple[Operators, ...] = Field(
+        default=(Operators.ATTENTION,),
+        description="attention: scores and weighted values of decode steps; fc_decode: their matrix products too",
+    )
+    interleave: Interleave = Field(default=Interleave.NEVER, description="never, always, or auto: whichever is faster")
+    placement: Policy = Field(default=Policy.GREEDY, description="how requests are dealt out over channels")
+    issue_port: Literal["per_channel", "shared"] = Field(
+        default="per_channel", description="shared: one PIM instruction a core clock for all channels together"
+    )
+    append: Literal["rows", "none"] = Field(
+        default="rows", description="rows: new keys and values are written to their rows; none: not at all"
+    )
