@@ -121,15 +121,17 @@ def with_power_down(memory: Memory, counts: MemoryCounts) -> MemoryCounts:
         standby["precharged power-down"] = standby.get("precharged power-down", 0) + closed
         standby["precharged"] = 0
     elif choice == "self_refresh":
-        between = int((memory.timings["tREFI"] - memory.timings["tRFC"]) * memory.period)
-        during = int(memory.timings["tRFC"] * memory.period)
-        refreshes = next((name for name in ("REFab", "REF") if commands.get(name)), None)
-        intervals = min(closed // between, commands[refreshes] if refreshes else 0)
+        refreshes = next((name for name in ("REFab", "REF", "REFpb", "REFsb") if commands.get(name)), None)
+        # A rank is in the state of refresh only where all its banks are.
+        ticks = 0 if refreshes in ("REFpb", "REFsb") else memory.timings["tRFC"]
+        between = int((memory.timings["tREFI"] - ticks) * memory.period)
+        during = int(ticks * memory.period)
+        intervals = min(closed // between, commands[refreshes] // memory.refresh_units if refreshes else 0)
         spared = min(intervals * during, standby.get("refresh", 0))
         asleep = intervals * between + spared if refreshes else closed
         if refreshes:
-            commands[refreshes] -= intervals
-            standby["refresh"] -= spared
+            commands[refreshes] -= intervals * memory.refresh_units
+            standby["refresh"] = standby.get("refresh", 0) - spared
         standby["precharged"] = closed - (asleep - spared)
         standby["self refresh"] = standby.get("self refresh", 0) + asleep
     return replace(counts, standby_ps=standby, commands=commands)

@@ -85,8 +85,8 @@ class Geometry:
 class CommandLog(NamedTuple):
     """Commands of all channels as columns, in order of issue within each channel; `kind` indexes COMMANDS.
 
-    bank: number within the channel, -1 for commands of a whole rank. rank: within the channel, pseudo-channels counted
-    as further ranks. row: -1 where the command names none.
+    bank: number within the channel, of a same-bank refresh that in the rank's first group, -1 for commands of a whole
+    rank. rank: within the channel, pseudo-channels counted as further ranks. row: -1 where the command names none.
     """
 
     channel: Ints
@@ -103,7 +103,7 @@ def command_log(memory: Memory, logs: Sequence[NDArray[np.int64]]) -> CommandLog
     channel = np.repeat(np.arange(len(logs), dtype=np.int64), [len(log) for log in logs])
     every = np.concatenate(logs) if logs else np.zeros((0, 6), np.int64)
     kind, tick, rank, group, bank, row = (np.ascontiguousarray(column) for column in every.T)
-    number = np.where(bank >= 0, (rank * o.bank_groups + group) * o.banks + bank, -1)
+    number = np.where(bank >= 0, (rank * o.bank_groups + np.maximum(group, 0)) * o.banks + bank, -1)
     return CommandLog(channel, kind, tick, rank, number, row)
 
 
@@ -126,11 +126,21 @@ def geometry(memory: Memory, channels: int, log: CommandLog, end: int) -> Geomet
         activate_ticks=timings.get("tRCD", timings.get("tRCDRD", 1)),
         precharge_ticks=timings.get("tRP", 1),
         refresh_ticks=timings["tRFC"],
-        bank_refresh_ticks=timings.get("tRFCpb", timings.get("tRFCsb", timings["tRFC"])),
+        bank_refresh_ticks=timings["tRFC" + memory.refresh.suffix],
         end=end,
     )
     last = _bursts(facts, log).end
     return Geometry(**{**facts.as_dict(), "end": max(end, int(last.max(initial=0)), 1)})
+
+
+def each_bank(g: Geometry, log: CommandLog) -> CommandLog:
+    """The log with a same-bank refresh once for each bank that it concerns."""
+    same = log.kind == COMMANDS.index("REFsb")
+    times = np.where(same, g.bank_groups, 1)
+    at = np.repeat(np.arange(len(log.kind)), times)
+    group = np.arange(len(at)) - np.repeat(np.cumsum(times) - times, times)
+    wide = CommandLog(*(column[at] for column in log))
+    return wide._replace(bank=wide.bank + group * g.banks)
 
 
 def is_kind(log: CommandLog, *prefixes: str) -> NDArray[np.bool_]:
@@ -208,6 +218,7 @@ def open_times(g: Geometry, log: CommandLog) -> Intervals:
 
 def bank_table(g: Geometry, log: CommandLog) -> Table:
     """One row a bank: where it is, its commands, row hits, and how long it had a row open."""
+    log = each_bank(g, log)
     rows = g.channels * g.channel_banks
     number = np.arange(rows, dtype=np.int64)
     rank = number // g.rank_banks % g.all_ranks
@@ -316,6 +327,7 @@ def bank_activity(g: Geometry, log: CommandLog, channels: Sequence[int], start: 
     A read or write is shown for the time of its burst from its command on, an activation for tRCD, a precharge for tRP,
     a refresh for tRFC on all banks that it stops. Rows are the banks of the channels in the order given.
     """
+    log = each_bank(g, log)
     place = np.full(g.channels, -1, np.int64)
     place[list(channels)] = np.arange(len(channels))
     rows = len(channels) * g.channel_banks

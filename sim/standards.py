@@ -20,6 +20,7 @@ from sim.base import load_based
 from sim.config import Document, apply_overrides, build
 from sim.errors import ConfigError, not_among
 from sim.expression import evaluate
+from sim.pim.schema import Pim, check_pim
 from sim.units import Bytes, Current, Frequency, Voltage
 
 if TYPE_CHECKING:
@@ -133,12 +134,26 @@ class BankHash(StrEnum):
 
 
 class Refresh(StrEnum):
-    """When ranks are refreshed: never, all at once, in turn over the interval, or so but put off while work waits."""
+    """When ranks are refreshed: never, all at once, in turn over the interval, or so but put off while work waits; or
+    bank by bank, or one bank number of every group at a time, while the others go on.
+    """
 
     NONE = "none"
     TOGETHER = "together"
     STAGGERED = "staggered"
     POSTPONED = "postponed"
+    PER_BANK = "per_bank"
+    SAME_BANK = "same_bank"
+
+    @property
+    def command(self) -> str:
+        """The command that does it."""
+        return {Refresh.PER_BANK: "REFpb", Refresh.SAME_BANK: "REFsb"}.get(self, "REF")
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its timings end in: tREFI and tRFC, tREFIpb and tRFCpb, tREFIsb and tRFCsb."""
+        return self.command.removeprefix("REF")
 
 
 PowerOfTwo = Annotated[int, Field(gt=0, le=2**24)]
@@ -261,6 +276,7 @@ class Memory(Strict):
     bank_hash: BankHash = BankHash.NONE
     currents: Currents
     controller: Controller
+    pim: Pim | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Memory:
@@ -284,8 +300,7 @@ class Memory(Strict):
                     f"rules: {rule.before} to {rule.after} is {rule.gap} ticks, but column commands start with a "
                     f"clock, of {self.clock_ticks} ticks"
                 )
-        if self.refresh is not Refresh.NONE and not any((r.before, r.after) == ("REF", "ACT") for r in self.rule_rows):
-            raise ValueError(f"refresh: {self.refresh} needs the command REF, for which there are no rules")
+        self._check_refresh()
         if {"tRAS", "tRP"} <= set(self.timings) and self.activation_charge <= 0:
             raise ValueError(
                 "currents: an activation would yield energy, as IDD0 is too low for this IDD3N; if that is with all "
@@ -294,10 +309,48 @@ class Memory(Strict):
         needed = {PowerDown.FAST: "IDD2P", PowerDown.SELF_REFRESH: "IDD6"}.get(self.controller.power_down)
         if needed and getattr(self.currents, needed) is None:
             raise ValueError(f"controller.power_down: {self.controller.power_down} needs currents.{needed}")
-        if self.refresh is Refresh.POSTPONED and self.controller.policy is not Policy.FRFCFS:
-            raise ValueError(f"refresh is postponed, which policy {self.controller.policy} never does")
         _ = self.fields
+        if self.pim is not None:
+            check_pim(self)
         return self
+
+    def _check_refresh(self) -> None:
+        """Raise ValueError if the memory or its controller cannot be refreshed in the way that is asked for."""
+        if self.refresh is Refresh.NONE:
+            return
+        command, suffix = self.refresh.command, self.refresh.suffix
+        if not any((r.before, r.after) == (command, "ACT") for r in self.rule_rows):
+            raise ValueError(f"refresh: {self.refresh} needs the command {command}, for which there are no rules")
+        if self.refresh in (Refresh.POSTPONED, Refresh.PER_BANK, Refresh.SAME_BANK):
+            if self.controller.policy is not Policy.FRFCFS:
+                raise ValueError(f"refresh is {self.refresh}, which policy {self.controller.policy} never does")
+        if not suffix:
+            return
+        for name in ("tRFC" + suffix, "tREFI" + suffix):
+            if name not in self.timings:
+                raise ValueError(f"refresh: {self.refresh} needs timings.{name}")
+        if self.currents.IDD5PB is None:
+            raise ValueError(f"refresh: {self.refresh} needs currents.IDD5PB")
+        interval, units = self.refresh_interval, self.refresh_units
+        if interval * units > self.timings["tREFI"]:
+            raise ValueError(
+                f"timings.tREFI{suffix} is {interval}, so that {units} refreshes of a rank's banks take "
+                f"{interval * units} ticks, more than tREFI of {self.timings['tREFI']}"
+            )
+        gap = max((r.gap for r in self.rule_rows if r.before == r.after == command and r.level != "bank"), default=1)
+        if interval <= gap or interval * units <= self.timings["tRFC" + suffix]:
+            raise ValueError(f"timings.tREFI{suffix} is {interval}, but the refreshes of a rank cannot come that fast")
+
+    @property
+    def refresh_interval(self) -> int:
+        """Ticks between two refresh commands of a rank."""
+        return self.timings["tREFI" + self.refresh.suffix]
+
+    @property
+    def refresh_units(self) -> int:
+        """Refresh commands that it takes to refresh every bank of a rank once."""
+        o = self.organisation
+        return {Refresh.PER_BANK: o.bank_groups * o.banks, Refresh.SAME_BANK: o.banks}.get(self.refresh, 1)
 
     @property
     def burst_bytes(self) -> int:
@@ -506,6 +559,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     import numpy as np
 
     from sim.kernels import dram_tables as k
+    from sim.pim.tables import pim_tables
 
     o, timings = memory.organisation, memory.timings
     ranks = o.pseudo_channels * o.ranks
@@ -552,8 +606,10 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         hashed = o.rows.bit_length() - 1
     above = max(0, hashed - pieces[-1].to) if pieces else 0  # row bits of the topmost piece that the hash reads
     period_bits = pieces[-1].shift + above if pieces and pieces[-1].row else 0
-    interval = 0 if memory.refresh is Refresh.NONE else timings["tREFI"]
-    stagger = memory.refresh in (Refresh.STAGGERED, Refresh.POSTPONED)
+    interval = 0 if memory.refresh is Refresh.NONE else memory.refresh_interval
+    stagger = memory.refresh is not Refresh.TOGETHER
+    refresh = memory.refresh.command
+    between = [r.gap for r in memory.rule_rows if r.before == r.after == refresh and r.level not in ("bank", "rank")]
     first = interval - int(memory.controller.policy is Policy.RAMULATOR)  # it counts clocks from one
     phase = [interval * (r + 1) // ranks if stagger else first for r in range(ranks)]
     window = np.asarray(windows, np.int64).reshape(-1, 4)
@@ -585,7 +641,11 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         burst_ticks=timings["BL"],
         front_ticks=memory.clock_ticks,
         refresh_interval=interval,
-        refresh_ticks=timings["tRFC"] if interval else 0,
+        refresh_ticks=timings["tRFC" + memory.refresh.suffix] if interval else 0,
+        refresh_command=number[refresh],
+        unit_banks=o.bank_groups * o.banks // memory.refresh_units,
+        unit_step=o.banks if memory.refresh is Refresh.SAME_BANK else 1,
+        refresh_apart=max([command_ticks[number[refresh]], *between]),
         postponable=MOST_POSTPONED if memory.refresh is Refresh.POSTPONED else 0,
         refresh_phase=integers(phase if interval else [k.NEVER] * ranks),
         policy=list(Policy).index(c.policy),
@@ -612,6 +672,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         steady=min(STRETCH, 1 << period_bits) if steady and period_bits >= 4 and c.policy is Policy.FRFCFS else 0,
         period_bits=period_bits,
         period_shift=pieces[-1].to + above if pieces else 0,
+        pim=pim_tables(memory),
     )
 
 
@@ -665,14 +726,17 @@ def _low_tables(memory: Memory, pieces: list[Piece]) -> tuple[int, int, NDArray[
     return bits, high[0].to if high else 0, places[0], places[1]
 
 
-def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, requests: int = 0) -> ChannelState:
+def new_state(
+    tables: DramTables, classes: int, ring: int, log: int = 0, requests: int = 0, jobs: int = 1
+) -> ChannelState:
     """Idle channels at tick 0: `classes` of them, `ring` segments under way and `log` commands recorded in each.
 
-    requests: length of a trace offered one by one (see `offer`).
+    requests: length of a trace offered one by one (see `offer`). jobs: PIM jobs under way in each.
     """
     import numpy as np
 
     from sim.kernels import dram_tables as k
+    from sim.pim.tables import pim_state
 
     long_ago = -(2**40)
     entries = tables.read_pool + tables.write_pool
@@ -691,8 +755,8 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
         entry=np.full((classes, k.N_ENTRY, entries), -1, np.int64),
         segment=np.zeros((classes, k.N_SEGMENT, ring), np.int64),
         count=np.zeros((classes, k.N_COUNTS), np.int64),
-        done_task=np.zeros((classes, ring), np.int64),
-        done_tick=np.zeros((classes, ring), np.int64),
+        done_task=np.zeros((classes, ring + jobs), np.int64),
+        done_tick=np.zeros((classes, ring + jobs), np.int64),
         done_count=np.zeros(classes, np.int64),
         log=np.zeros((classes, log, k.LOG_FIELDS), np.int64),
         request_done=np.full(requests, k.NEVER, np.int64),
@@ -703,6 +767,7 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
         memo_index=np.full(4 * known, -1, np.int64),
         memo_seen=np.full(16 * known, -1, np.int64),
         memo_count=np.zeros(2, np.int64),
+        pim=pim_state(tables, classes, jobs),
     )
     for w, window in enumerate(tables.window_size):
         state.ring[:, w, :, window] = 0
@@ -717,7 +782,7 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
     state.scalar[:, k.STALE] = 1
     state.scalar[:, k.BEST_TICK] = k.NEVER
     state.scalar[:, [k.TRANS_HEAD_R, k.TRANS_HEAD_W, k.TRANS_TAIL_R, k.TRANS_TAIL_W]] = -1
-    state.bank[:, k.DEPTH, :] = 0
+    state.bank[:, [k.DEPTH, k.HALTED, k.REFRESHED], :] = 0
     state.scalar[:, k.MARK] = -1
     state.scalar[:, k.OVERDUE] = -1
     state.rank[:, k.NEXT_DUE, :] = tables.refresh_phase

@@ -63,12 +63,16 @@ class Naive:
         self.age = 0
         self.front = 0
         self.bus = {"row": 0, "column": 0}
-        interval = self.memory.timings["tREFI"]
-        staggered = self.memory.refresh in (Refresh.STAGGERED, Refresh.POSTPONED)
-        self.due = [interval * (r + 1) // self.ranks if staggered else interval for r in range(self.ranks)]
+        refresh = self.memory.refresh
+        self.refresh_command = {Refresh.PER_BANK: "REFpb", Refresh.SAME_BANK: "REFsb"}.get(refresh, "REF")
+        self.interval = self.memory.timings["tREFI" + self.refresh_command[3:]]
+        staggered = refresh is not Refresh.TOGETHER
+        self.due = [self.interval * (r + 1) // self.ranks if staggered else self.interval for r in range(self.ranks)]
         if self.memory.refresh is Refresh.NONE:
             self.due = [2**62] * self.ranks
         self.waits = [False] * self.ranks
+        self.halted: list[set[tuple[int, int, int]]] = [set() for _ in range(self.ranks)]
+        self.refreshed: list[list[int]] = [[] for _ in range(self.ranks)]
         self.postpones = self.memory.refresh is Refresh.POSTPONED
         self.debt = [0] * self.ranks
         self.history: dict[tuple[str, str, tuple[int, ...]], list[int]] = defaultdict(list)
@@ -129,15 +133,54 @@ class Naive:
     def issue(self, command: str, bank: tuple[int, ...], row: int) -> None:
         """Record a command."""
         levels = ("rank", "pseudo_channel", "channel")
-        for level in levels if command in ("PREA", "REF") else ("bank", "bank_group", *levels):
+        for level in levels if command in ("PREA", "REF", "REFsb") else ("bank", "bank_group", *levels):
             self.history[command, level, self.scope(level, bank)].append(self.tick)
+        if command == "REFsb":
+            for g in range(self.memory.organisation.bank_groups):
+                self.history[command, "bank", (bank[0], g, bank[2])].append(self.tick)
         self.counts[command] += 1
-        self.log.append((command, self.tick, *bank, *(-1,) * (3 - len(bank)), row))
+        place = (bank[0], -1, bank[2]) if command == "REFsb" else (*bank, *(-1,) * (3 - len(bank)))
+        self.log.append((command, self.tick, *place, row))
         free = self.tick + self.memory.command_ticks.get(command, 1)
         if self.memory.buses == 2:
             self.bus["column" if command in ("RD", "WR") else "row"] = free
         else:
             self.bus = {"row": free, "column": free}
+
+    def unit(self, r: int, number: int) -> list[tuple[int, int, int]]:
+        """The banks of rank `r` that its refresh `number` of a round concerns."""
+        o = self.memory.organisation
+        if self.refresh_command == "REFpb":
+            return [(r, number // o.banks, number % o.banks)]
+        if self.refresh_command == "REFsb":
+            return [(r, g, number) for g in range(o.bank_groups)]
+        return [bank for bank in self.banks if bank[0] == r]
+
+    def halt(self, r: int) -> None:
+        """Rank `r` is to be refreshed: the first of its banks not refreshed in this round that nobody waits for."""
+        o = self.memory.organisation
+        self.waits[r] = True
+        units = {"REFpb": o.bank_groups * o.banks, "REFsb": o.banks, "REF": 1}[self.refresh_command]
+        if len(self.refreshed[r]) == units:
+            self.refreshed[r] = []
+        left = [n for n in range(units) if n not in self.refreshed[r]]
+        wanted = {entry.bank for queue in self.queues for entry in queue}
+        number = next((n for n in left if not wanted & set(self.unit(r, n))), left[0])
+        self.refreshed[r].append(number)
+        self.halted[r] = set(self.unit(r, number))
+
+    def towards_refresh(self, r: int) -> tuple[str, tuple[int, ...]]:
+        """The next command of rank `r`, which is to be refreshed, and its place."""
+        still_open = sorted(bank for bank in self.halted[r] if bank in self.open)
+        if self.refresh_command == "REF":
+            return ("PREA" if still_open else "REF"), (r,)
+        return ("PRE", still_open[0]) if still_open else (self.refresh_command, min(self.halted[r]))
+
+    def may_refresh(self, command: str, bank: tuple[int, ...]) -> bool:
+        """Whether the rules allow a command towards a refresh; a same-bank refresh in all banks that it concerns."""
+        if command != "REFsb":
+            return self.legal(command, bank, self.tick)
+        return all(self.legal(command, each, self.tick) for each in self.halted[bank[0]])
 
     def hit(self, kind: int, bank: tuple[int, int, int]) -> Entry | None:
         """Oldest queued request of a direction to the open row of a bank."""
@@ -205,14 +248,14 @@ class Naive:
         found: list[tuple[int, int, str, Entry | int | tuple[int, int, int]]] = []
         for r in range(self.ranks):
             if self.waits[r]:
-                command = "PREA" if any(b[0] == r for b in self.open) else "REF"
-                if self.legal(command, (r,), self.tick):
+                command, place = self.towards_refresh(r)
+                if self.may_refresh(command, place):
                     found.append((0, r, command, r))
         late = self.overdue()
         kind = READ if late else int(self.draining)
         for bank in self.banks:
             mine = [e for e in self.queues[kind] if e.bank == bank]
-            if self.waits[bank[0]]:
+            if bank in self.halted[bank[0]]:
                 continue
             if not mine:
                 if self.unwanted(bank) and self.legal("PRE", bank, self.tick):
@@ -245,16 +288,21 @@ class Naive:
         """Issue a command and change the state accordingly."""
         t = self.memory.timings
         if isinstance(what, int):
-            self.issue(command, (what,), -1)
+            _, place = self.towards_refresh(what)
+            self.issue(command, place, self.open.get(place, -1) if len(place) == 3 else -1)
             if command == "PREA":
                 self.open = {b: row for b, row in self.open.items() if b[0] != what}
+            elif command == "PRE":
+                del self.open[place[0], place[1], place[2]]
             else:
                 self.waits[what] = False
+                self.halted[what] = set()
                 if not self.postpones:
-                    self.due[what] += t["tREFI"]
+                    self.due[what] += self.interval
                 else:
                     self.debt[what] -= 1
-                    self.waits[what] = self.debt[what] >= 8 or (self.debt[what] > 0 and not any(self.queues))
+                    if self.debt[what] >= 8 or (self.debt[what] > 0 and not any(self.queues)):
+                        self.halt(what)
             return
         if isinstance(what, tuple):
             self.issue(command, what, self.open.pop(what))
@@ -281,19 +329,22 @@ class Naive:
                 self.complete(self.owners[what.owner], end)
             self.set_mode()
             if not any(self.queues):
-                self.waits = [waits or debt > 0 for waits, debt in zip(self.waits, self.debt, strict=True)]
+                for r, debt in enumerate(self.debt):
+                    if debt > 0 and not self.waits[r]:
+                        self.halt(r)
 
     def run(self, last: int = 200_000) -> None:
         """Serve everything."""
         closes = self.memory.controller.page != "open"
         while (self.segments or any(self.queues) or (closes and self.open)) and self.tick < last:
             for r in range(self.ranks):
-                if self.due[r] <= self.tick and not self.postpones:
-                    self.waits[r] = True
-                elif self.due[r] <= self.tick:
+                if self.due[r] <= self.tick and not self.waits[r] and not self.postpones:
+                    self.halt(r)
+                elif self.due[r] <= self.tick and self.postpones:
                     self.debt[r] += 1
-                    self.due[r] += self.memory.timings["tREFI"]
-                    self.waits[r] = self.waits[r] or self.debt[r] >= 8 or not any(self.queues)
+                    self.due[r] += self.interval
+                    if not self.waits[r] and (self.debt[r] >= 8 or not any(self.queues)):
+                        self.halt(r)
             self.accept()
             while found := self.candidates():
                 _, _, command, what = min(found, key=lambda f: f[:2])

@@ -35,6 +35,7 @@ from sim.kernels.dram_tables import (
     LEFT,
     MERGED,
     NEVER,
+    NEXT_KIND,
     OPEN,
     OWNER,
     QUEUED_R,
@@ -60,6 +61,10 @@ from sim.kernels.dram_tables import (
     DramTables,
 )
 from sim.kernels.jit import inlined, leaf
+from sim.kernels.pim import admits_requests
+from sim.kernels.pim_beside import after_bank, after_rank, find_best_beside, has_work, next_pim, reads_out, run_pim
+from sim.kernels.pim_tables import MODE as PIM_MODE
+from sim.kernels.pim_tables import NO_PIM, PLANNED
 
 __all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "standby"]
 
@@ -139,6 +144,9 @@ def run_channel(t, s, c, until, settling, wait_room):
     segment = s.segment[c]
     count = s.count[c]
     log = s.log[c]
+    pim_table = t.pim
+    pim = pim_table[PIM_MODE] != NO_PIM
+    q = s.pim[c]
     now = x[CLOCK]
     acted = False
     stop = False
@@ -152,7 +160,10 @@ def run_channel(t, s, c, until, settling, wait_room):
                 arrival = max(segment[VISIBLE, p], max(x[FRONT], now))
                 if t.front_ticks > 1:
                     arrival = -(-arrival // t.front_ticks) * t.front_ticks
-        if x[QUEUED_R] + x[QUEUED_W] == 0 if t.policy == FRFCFS else at_rest(t, x):
+                if pim and not admits_requests(pim_table, q, arrival):
+                    arrival = NEVER
+        working = pim and has_work(q)
+        if not working and (x[QUEUED_R] + x[QUEUED_W] == 0 if t.policy == FRFCFS else at_rest(t, x)):
             closing = t.page_idle >= 0 and any_open(t, rank)
             if arrival == NEVER and settling == 0 and not closing:
                 if x[STALE] == 1 and x[WAITING_REFRESH] > 0 and t.policy == FRFCFS:
@@ -161,12 +172,19 @@ def run_channel(t, s, c, until, settling, wait_room):
                 break
             horizon = min(until, arrival)
             if x[DUE] < horizon and not closing:
-                idle_refreshes(t, x, ready, near, rank, ring, count, log, horizon)
+                idle_refreshes(t, x, bank, ready, near, rank, ring, count, log, horizon)
         if t.policy != FRFCFS:
             x[STALE] = 0
         elif x[STALE] == 1:
-            find_best(t, x, bank, near, rank, entry, now)
+            if working or (pim and reads_out(pim_table, q, now)):
+                find_best_beside(t, pim_table, q, x, bank, near, rank, entry, now)
+            else:
+                find_best(t, x, bank, near, rank, entry, now)
         tick = min(min(arrival, x[BEST_TICK]), x[DUE])
+        pim_tick = NEVER
+        if working:
+            pim_tick = next_pim(t, s, c, now)
+            tick = min(tick, pim_tick)
         if tick >= until or (stop and tick > now and settling == 0):
             break
         now = tick
@@ -175,6 +193,8 @@ def run_channel(t, s, c, until, settling, wait_room):
             fall_due_together(t, x, rank, tick)
         elif x[DUE] == tick:
             fall_due(t, x, bank, ready, rank, entry, tick)
+            if pim:
+                q[PLANNED] = 0
         elif arrival == tick:
             burst = segment[CURSOR, p]
             if (
@@ -183,6 +203,8 @@ def run_channel(t, s, c, until, settling, wait_room):
                 and segment[REMAINING, p] > 2 * t.steady
                 and x[WAITING_REFRESH] == 0
                 and log.shape[0] == 0
+                and not working
+                and not (pim and reads_out(pim_table, q, tick))
             ):
                 tick = leap(t, s, c, tick, until)
                 now = tick
@@ -194,6 +216,9 @@ def run_channel(t, s, c, until, settling, wait_room):
                 x[SEGMENT] = p + 1 if p + 1 < segment.shape[1] else 0
             x[FRONT] = tick + t.front_ticks
             queued = take_in(t, x, bank, ready, near, rank, entry, count, burst, d, p, tick)
+            if working:
+                x[STALE] = 1
+                q[PLANNED] = 0
             if d == 1:
                 if complete(s, c, p, tick):
                     stop = True
@@ -201,6 +226,11 @@ def run_channel(t, s, c, until, settling, wait_room):
                 x[LAST_READ_END] = max(x[LAST_READ_END], tick + 1)
                 if complete(s, c, p, tick + 1):
                     stop = True
+        elif pim_tick == tick:
+            now, done = run_pim(t, s, c, tick, min(min(arrival, x[DUE]), until))
+            x[FRONT] = max(x[FRONT], now + 1)
+            if done:
+                stop = True
         elif x[BEST] == RECHECK and t.policy == FRFCFS:
             x[STALE] = 1
         else:
@@ -213,10 +243,15 @@ def run_channel(t, s, c, until, settling, wait_room):
             elif t.policy == DRAMSIM3:
                 e, kind = tick_dramsim3(t, x, bank, ready, near, rank, ring, entry, count, log, tick)
             elif x[BEST] >> CLASS_SHIFT == 0:
+                refreshing = rank[NEXT_KIND, at]
                 issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, at, tick)
+                if pim:
+                    after_rank(t, pim_table, q, x, ready, near, refreshing, at, tick)
             else:
                 kind = bank[WANT_R + x[SIDE], at]
                 e = issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, at, tick)
+                if pim:
+                    after_bank(t, pim_table, q, ready, near, kind, at, tick)
             if wait_room >= 0 and (kind - RD == wait_room if t.policy == FRFCFS else x[LEFT] >> wait_room & 1 == 1):
                 stop = True
             while e >= 0:

@@ -32,6 +32,7 @@ from sim.kernels.dram_tables import (
     FORWARDED,
     FREE_R,
     FROM_R,
+    HALTED,
     HEAD_R,
     HEAD_W,
     HIT_R,
@@ -49,7 +50,11 @@ from sim.kernels.dram_tables import (
     NEAR_R,
     NEVER,
     NEXT_AGE,
+    NEXT_BANK,
     NEXT_DUE,
+    NEXT_FROM,
+    NEXT_KIND,
+    NEXT_NEAR,
     OPEN,
     ORDER_BITS,
     ORDER_MASK,
@@ -66,6 +71,9 @@ from sim.kernels.dram_tables import (
     READS_DONE,
     RECHECK,
     REF,
+    REFRESHED,
+    REFS,
+    ROUND,
     ROW,
     SIDE,
     SINCE,
@@ -76,6 +84,7 @@ from sim.kernels.dram_tables import (
     TIME_PRECHARGED,
     TIME_REFRESH,
     TOUCHED,
+    UNIT,
     URGENT_FROM,
     WAITING_REFRESH,
     WAITS,
@@ -95,7 +104,7 @@ def choose(t, bank, ready, rank, entry, b, d):
     """
     e = bank[HEAD_R + d, b]
     g = t.group_of[b]
-    if rank[WAITS, t.rank_of[g]] > 0:
+    if bank[HALTED, b] > 0:
         bank[FROM_R + d, b] = FAR
     elif e < 0:
         bank[FROM_R + d, b] = FAR
@@ -194,13 +203,14 @@ def find_best_for_overdue(t, x, bank, near, rank, entry, now):
         if bank[FROM_R, b] < FAR and (not column or t.rank_of[t.group_of[b]] == own):
             first = max(now, x[BUS_COLUMN] if column else x[BUS_ROW])
             first = max(first, max(bank[FROM_R, b], near[bank[NEAR_R, b]]))
+            if column:
+                first += -first & (t.front_ticks - 1)
             if first < x[BEST_TICK] or (first == x[BEST_TICK] and order < x[BEST]):
                 x[BEST_TICK] = first
                 x[BEST] = order
     for r in range(t.ranks):
         if rank[WAITS, r] > 0:
-            k = PREA if rank[OPEN, r] > 0 else REF
-            tick = max(max(now, x[BUS_ROW]), near[r * (t.groups // t.ranks) * N_COMMANDS + k])
+            tick = max(max(now, x[BUS_ROW]), max(rank[NEXT_FROM, r], near[rank[NEXT_NEAR, r]]))
             if tick < x[BEST_TICK] or (tick == x[BEST_TICK] and r < x[BEST]):
                 x[BEST_TICK] = tick
                 x[BEST] = r
@@ -313,11 +323,9 @@ def find_best(t, x, bank, near, rank, entry, now):
         tick = max(max(own[b], near[np.uintp(place[b])]), column_from if rest >> CLASS_SHIFT == 2 else row_from)
         best = min(best, (min(tick - now, MOST_AHEAD) << ORDER_BITS) + rest)
     if x[WAITING_REFRESH] > 0:
-        each = t.groups // t.ranks
         for r in range(t.ranks):
             if rank[WAITS, r] > 0:
-                k = PREA if rank[OPEN, r] > 0 else REF
-                tick = max(near[r * each * N_COMMANDS + k], row_from)
+                tick = max(max(rank[NEXT_FROM, r], near[rank[NEXT_NEAR, r]]), row_from)
                 best = min(best, (tick - now << ORDER_BITS) + r)
     ahead = best >> ORDER_BITS
     x[BEST_TICK] = now + ahead if ahead < MOST_AHEAD else NEVER
@@ -371,22 +379,76 @@ def next_due(t, x, rank):
 
 
 @inlined
-def choose_rank(t, bank, ready, rank, entry, r):
-    """Decide anew for every bank of rank `r`."""
-    each = t.banks // t.ranks
-    for b in range(r * each, (r + 1) * each):
+def choose_unit(t, bank, ready, rank, entry, first):
+    """Decide anew for the banks that are refreshed along with bank `first`, and with that."""
+    for i in range(t.unit_banks):
+        b = first + i * t.unit_step
         choose(t, bank, ready, rank, entry, b, np.int64(0))
         choose(t, bank, ready, rank, entry, b, np.int64(1))
 
 
 @inlined
+def unit_to_refresh(t, bank, r):
+    """First bank of the unit of rank `r` that is refreshed next: one not yet refreshed in this round.
+
+    The first that no queued request wants, and if there is none, the first.
+    """
+    begin = r * (t.banks // t.ranks)
+    found = np.int64(-1)
+    for first in range(begin, begin + t.banks // t.ranks // t.unit_banks):
+        if bank[REFRESHED, first] == 0:
+            idle = True
+            for i in range(t.unit_banks):
+                b = first + i * t.unit_step
+                if bank[HEAD_R, b] >= 0 or bank[HEAD_W, b] >= 0:
+                    idle = False
+                    break
+            if idle:
+                return np.int64(first)
+            if found < 0:
+                found = np.int64(first)
+    return found
+
+
+@leaf
+def plan_refresh(t, bank, ready, rank, r):
+    """Work out the next command towards the refresh that rank `r` waits for: close what is open, then refresh."""
+    first = rank[UNIT, r]
+    kind = np.int64(t.refresh_command)
+    at = np.int64(-1)
+    start = np.int64(0)
+    if kind == REF:
+        if rank[OPEN, r] > 0:
+            kind = np.int64(PREA)
+    else:
+        at = first
+        for i in range(t.unit_banks):
+            b = first + i * t.unit_step
+            start = max(start, ready[b, kind])
+            if bank[ROW, b] >= 0:
+                kind = np.int64(PRE)
+                at = b
+                start = ready[b, PRE]
+                break
+    rank[NEXT_KIND, r] = kind
+    rank[NEXT_BANK, r] = at
+    rank[NEXT_FROM, r] = start
+    rank[NEXT_NEAR, r] = t.group_of[max(at, first)] * N_COMMANDS + kind
+
+
+@leaf
 def wait_for_refresh(t, x, bank, ready, rank, entry, r):
-    """Let rank `r`, which owes a refresh, do no more work before it, unless it can be put off."""
+    """Let the banks of rank `r` that owe a refresh do no more work before it, unless it can be put off."""
     put_off = t.postponable > 0 and rank[DEBT, r] < t.postponable and x[QUEUED_R] + x[QUEUED_W] > 0
     if rank[WAITS, r] == 0 and not put_off:
         rank[WAITS, r] = 1
         x[WAITING_REFRESH] += 1
-        choose_rank(t, bank, ready, rank, entry, r)
+        first = unit_to_refresh(t, bank, r)
+        rank[UNIT, r] = first
+        for i in range(t.unit_banks):
+            bank[HALTED, first + i * t.unit_step] = 1
+        plan_refresh(t, bank, ready, rank, r)
+        choose_unit(t, bank, ready, rank, entry, first)
 
 
 @leaf
@@ -431,7 +493,7 @@ def write_log(t, x, log, kind, tick, g, b, row):
         log[n, 3] = -1
         log[n, 4] = -1
         if b >= 0:
-            log[n, 3] = g % per_rank
+            log[n, 3] = -1 if kind == REFS else g % per_rank
             log[n, 4] = b % (t.banks // t.groups)
         log[n, 5] = row
         x[LOGGED] = n + 1
@@ -510,25 +572,76 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
     return served
 
 
+@inlined
+def forget_row(bank, b):
+    """Close bank `b`."""
+    bank[ROW, b] = -1
+    bank[STREAK, b] = 0
+    bank[HIT_R, b] = -1
+    bank[HIT_W, b] = -1
+
+
+@leaf
+def constrain_refresh(t, ready, near, ring, first, tick):
+    """As `constrain`, after a refresh of the banks that begin with `first`."""
+    kind = np.int64(t.refresh_command)
+    constrain(t, ready, near, ring, kind, np.int64(-1) if kind == REF else first, t.group_of[first], tick)
+    if kind == REFS:
+        for i in range(1, t.unit_banks):
+            own = ready[first + i * t.unit_step]
+            for k in range(N_COMMANDS):
+                own[k] = max(own[k], tick + t.gap_bank[kind, k])
+
+
+@inlined
+def end_round(t, bank, rank, r, first):
+    """Note that the unit of bank `first` was refreshed; once all of rank `r` were, the next round begins."""
+    units = t.banks // t.ranks // t.unit_banks
+    bank[REFRESHED, first] = 1
+    rank[ROUND, r] += 1
+    if rank[ROUND, r] == units:
+        rank[ROUND, r] = 0
+        begin = r * (t.banks // t.ranks)
+        for b in range(begin, begin + units):
+            bank[REFRESHED, b] = 0
+
+
 @leaf
 def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
-    """Bring the refresh of rank `r` on: issue PREA if a bank is open, else REF."""
-    each = t.groups // t.ranks
-    kind = np.int64(PREA if rank[OPEN, r] > 0 else REF)
+    """Bring the refresh that rank `r` waits for on: close what is open, then refresh."""
+    kind = rank[NEXT_KIND, r]
+    b = rank[NEXT_BANK, r]
+    first = rank[UNIT, r]
+    g = t.group_of[max(b, first)]
+    row = np.int64(-1)
     if kind == PREA:
-        for b in range(r * (t.banks // t.ranks), (r + 1) * (t.banks // t.ranks)):
-            bank[ROW, b] = -1
-            bank[STREAK, b] = 0
-            bank[HIT_R, b] = -1
-            bank[HIT_W, b] = -1
         account(rank, r, tick)
+        for q in range(t.unit_banks):
+            forget_row(bank, first + q)
         rank[OPEN, r] = 0
+    elif kind == PRE:
+        row = bank[ROW, b]
+        forget_row(bank, b)
+        if rank[OPEN, r] == 1:
+            account(rank, r, tick)
+        rank[OPEN, r] -= 1
     else:
-        account(rank, r, tick)
-        rank[TIME_REFRESH, r] += t.refresh_ticks
-        rank[SINCE, r] = tick + t.refresh_ticks
+        if kind == REF:
+            account(rank, r, tick)
+            rank[TIME_REFRESH, r] += t.refresh_ticks
+            rank[SINCE, r] = tick + t.refresh_ticks
         rank[WAITS, r] = 0
         x[WAITING_REFRESH] -= 1
+        for q in range(t.unit_banks):
+            bank[HALTED, first + q * t.unit_step] = 0
+        end_round(t, bank, rank, r, first)
+    if kind == PRE or kind == PREA:
+        constrain(t, ready, near, ring, kind, b, g, tick)
+        plan_refresh(t, bank, ready, rank, r)
+    else:
+        constrain_refresh(t, ready, near, ring, first, tick)
+        for q in range(UNIT, NEXT_NEAR + 1):
+            rank[q, r] = 0
         if t.postponable == 0:
             rank[NEXT_DUE, r] += t.refresh_interval
         else:
@@ -536,47 +649,71 @@ def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
             if rank[DEBT, r] > 0:
                 wait_for_refresh(t, x, bank, ready, rank, entry, r)
         next_due(t, x, rank)
-        choose_rank(t, bank, ready, rank, entry, r)
+        choose_unit(t, bank, ready, rank, entry, first)
     x[STALE] = 1
     count[kind] += 1
-    constrain(t, ready, near, ring, kind, np.int64(-1), r * each, tick)
     x[BUS_ROW] = tick + t.command_ticks[kind]
     if t.two_buses == 0:
         x[BUS_COLUMN] = x[BUS_ROW]
     if log.shape[0] > 0:
-        write_log(t, x, log, kind, tick, r * each, np.int64(-1), np.int64(-1))
+        write_log(t, x, log, kind, tick, g, b, row)
+
+
+@inlined
+def quiet(t, ready, near, rank, r):
+    """Whether rank `r` is closed and no rule forbids any of its banks a refresh once it falls due."""
+    due = rank[NEXT_DUE, r]
+    if rank[OPEN, r] > 0:
+        return False
+    for g in range(r * (t.groups // t.ranks), (r + 1) * (t.groups // t.ranks)):
+        if near[g * N_COMMANDS + t.refresh_command] > due:
+            return False
+    if t.refresh_command != REF:
+        for b in range(r * (t.banks // t.ranks), (r + 1) * (t.banks // t.ranks)):
+            if ready[b, t.refresh_command] > due:
+                return False
+    return True
 
 
 @leaf
-def idle_refreshes(t, x, ready, near, rank, ring, count, log, horizon):
+def idle_refreshes(t, x, bank, ready, near, rank, ring, count, log, horizon):
     """Account for all refreshes due before `horizon` of a channel with nothing to do, as stepping them would.
 
     Returns False, with nothing changed, where stepping could differ: an open or waiting rank, a busy command bus, ranks
-    that fall due within one command of each other, or a log to fill.
+    that fall due so close together that they disturb each other, or a log to fill.
     """
     if x[WAITING_REFRESH] > 0 or x[LOGGED] < log.shape[0] or x[BUS_ROW] > x[DUE]:
         return False
-    each = t.groups // t.ranks
     for r in range(t.ranks):
-        if rank[OPEN, r] > 0 or near[r * each * N_COMMANDS + REF] > rank[NEXT_DUE, r]:
+        if not quiet(t, ready, near, rank, r):
             return False
         for q in range(r):
             apart = abs(rank[NEXT_DUE, r] - rank[NEXT_DUE, q]) % t.refresh_interval
-            if apart < t.command_ticks[REF] or t.refresh_interval - apart < t.command_ticks[REF]:
+            if apart < t.refresh_apart or t.refresh_interval - apart < t.refresh_apart:
                 return False
+    units = t.banks // t.ranks // t.unit_banks
     for r in range(t.ranks):
         due = rank[NEXT_DUE, r]
         if due >= horizon:
             continue
         n = (horizon - 1 - due) // t.refresh_interval + 1
         end = due + (n - 1) * t.refresh_interval
-        rank[TIME_PRECHARGED, r] += due - rank[SINCE, r] + (n - 1) * (t.refresh_interval - t.refresh_ticks)
-        rank[TIME_REFRESH, r] += n * t.refresh_ticks
-        rank[SINCE, r] = end + t.refresh_ticks
+        if t.refresh_command == REF:
+            rank[TIME_PRECHARGED, r] += due - rank[SINCE, r] + (n - 1) * (t.refresh_interval - t.refresh_ticks)
+            rank[TIME_REFRESH, r] += n * t.refresh_ticks
+            rank[SINCE, r] = end + t.refresh_ticks
+        i = np.int64(0)
+        while i < n:
+            # Of whole rounds, all but the last leave no trace: their rules are overtaken by its.
+            if rank[ROUND, r] == 0 and n - i >= 2 * units:
+                i += ((n - i) // units - 1) * units
+            first = unit_to_refresh(t, bank, r)
+            constrain_refresh(t, ready, near, ring, first, due + i * t.refresh_interval)
+            end_round(t, bank, rank, r, first)
+            i += 1
         rank[NEXT_DUE, r] += n * t.refresh_interval
-        count[REF] += n
-        constrain(t, ready, near, ring, np.int64(REF), np.int64(-1), r * each, end)
-        x[BUS_ROW] = max(x[BUS_ROW], end + t.command_ticks[REF])
+        count[t.refresh_command] += n
+        x[BUS_ROW] = max(x[BUS_ROW], end + t.command_ticks[t.refresh_command])
         if t.two_buses == 0:
             x[BUS_COLUMN] = x[BUS_ROW]
     next_due(t, x, rank)

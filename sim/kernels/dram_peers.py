@@ -307,6 +307,13 @@ def turn(t, x):
         x[MODE] = 0
 
 
+@inlined
+def column_tick(t, ready, near, b, kind, bus_from, tick):
+    """Earliest tick, from `tick` on, of a column command of bank `b`: it starts with a clock."""
+    first = max(max(ready[b, kind], near[t.group_of[b] * N_COMMANDS + kind]), max(bus_from, tick))
+    return first + (-first & (t.front_ticks - 1))
+
+
 @leaf
 def oldest_ready(t, x, bank, ready, near, entry, d, concern, tick):
     """(entry, command, soonest tick of any) of the oldest buffered request whose command is ready; entry -1: none."""
@@ -330,7 +337,7 @@ def oldest_ready(t, x, bank, ready, near, entry, d, concern, tick):
             continue
         e = bank[HIT_R + d, b]
         if concern & COLUMN and e >= 0:
-            first = max(max(ready[b, RD + d], near[n + RD + d]), x[BUS_COLUMN])
+            first = column_tick(t, ready, near, b, RD + d, x[BUS_COLUMN], tick)
             soon = min(soon, first)
             if first <= tick and entry[AGE, e] < age:
                 best = e
@@ -356,7 +363,7 @@ def oldest_active(t, x, bank, ready, near, entry, tick):
         e = bank[ACTIVE, b]
         if e >= 0:
             kind = RD + entry[IS_A_WRITE, e]
-            first = max(max(ready[b, kind], near[t.group_of[b] * N_COMMANDS + kind]), x[BUS_COLUMN])
+            first = column_tick(t, ready, near, b, kind, x[BUS_COLUMN], tick)
             soon = min(soon, first)
             if first <= tick:
                 if best < 0 or entry[ARRIVAL, e] < entry[ARRIVAL, best]:
@@ -556,12 +563,12 @@ def next_in_turn(t, x, bank, ready, near, entry, skip, row_from, column_from, ti
                 x[POINTER] = b
                 return head, np.int64(PRE), soon
         if read >= 0:
-            first = max(max(ready[b, RD], near[n + RD]), column_from)
+            first = column_tick(t, ready, near, b, RD, column_from, tick)
             soon = min(soon, first)
             if first > tick:
                 read = np.int64(-1)
         if write >= 0:
-            first = max(max(ready[b, WR], near[n + WR]), column_from)
+            first = column_tick(t, ready, near, b, WR, column_from, tick)
             soon = min(soon, first)
             if first > tick:
                 write = np.int64(-1)
@@ -666,13 +673,15 @@ def tick_dramsim3(t, x, bank, ready, near, rank, ring, entry, count, log, tick):
     x[LEFT] = 0
     skip = np.int64(-1)
     kind = np.int64(-1)
+    row_from = x[BUS_ROW]
+    column_from = x[BUS_COLUMN]
     if x[WAITING_REFRESH] > 0:
         skip = first_waiting(t, rank)
         kind, soon = bring_refresh_on(t, x, bank, ready, near, rank, ring, count, log, skip, tick)
         if kind == REF:
             skip = np.int64(-1)
     if kind < 0:
-        e, kind, first = next_in_turn(t, x, bank, ready, near, entry, skip, x[BUS_ROW], x[BUS_COLUMN], tick)
+        e, kind, first = next_in_turn(t, x, bank, ready, near, entry, skip, row_from, column_from, tick)
         soon = min(soon, first)
         if e >= 0:
             issue_dramsim3(t, x, bank, ready, near, rank, ring, entry, count, log, e, kind, tick)
@@ -681,7 +690,8 @@ def tick_dramsim3(t, x, bank, ready, near, rank, ring, entry, count, log, tick):
                 served_kind = kind
     if kind >= 0 and t.two_buses == 1:
         column = kind == RD or kind == WR
-        e, second, first = next_in_turn(t, x, bank, ready, near, entry, skip, tick, tick, tick)
+        # The other bus may still be taken by a command of several ticks, this one's own is by the command above.
+        e, second, first = next_in_turn(t, x, bank, ready, near, entry, skip, row_from, column_from, tick)
         if e >= 0 and (second == RD or second == WR) != column:
             issue_dramsim3(t, x, bank, ready, near, rank, ring, entry, count, log, e, second, tick)
             if not column:

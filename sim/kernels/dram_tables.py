@@ -48,9 +48,10 @@ ROW, STREAK, HEAD_R, HEAD_W, TAIL_R, TAIL_W, HIT_R, HIT_W = 0, 1, 2, 3, 4, 5, 6,
 WANT_R, WANT_W, PICK_R, PICK_W, ORDER_R, ORDER_W, FROM_R, FROM_W, NEAR_R, NEAR_W = 8, 9, 10, 11, 12, 13, 14, 15, 16, 17
 # Of the other simulators' controllers: first requests to other rows, request the row was opened for, queue length.
 MISS_R, MISS_W, ACTIVE, DEPTH = 18, 19, 20, 21
-# Tick from which the open row may be closed unasked.
-CLOSE_FROM = 22
-N_BANK = 23
+# Tick from which the open row may be closed unasked; whether the bank takes no commands until it is refreshed; whether
+# it was refreshed in this round, where single banks are.
+CLOSE_FROM, HALTED, REFRESHED = 22, 23, 24
+N_BANK = 25
 FAR = 2**59
 
 # The next command is the least of (ticks from now, class, age, bank) packed into one integer: refresh commands have
@@ -67,7 +68,11 @@ RECHECK = 1 << BANK_BITS
 
 # Per rank (`ChannelState.rank`).
 OPEN, SINCE, NEXT_DUE, WAITS, TIME_ACTIVE, TIME_PRECHARGED, TIME_REFRESH, DEBT = 0, 1, 2, 3, 4, 5, 6, 7
-N_RANK = 8  # DEBT: refreshes put off
+# DEBT: refreshes put off. UNIT: first bank of those to be refreshed; NEXT_...: the next command towards that, its bank
+# (-1: the rank), the earliest tick by rules of the same bank and where all other rules stand in `near`. ROUND: units
+# refreshed since all were.
+UNIT, NEXT_KIND, NEXT_BANK, NEXT_FROM, NEXT_NEAR, ROUND = 8, 9, 10, 11, 12, 13
+N_RANK = 14
 
 # Per queue entry (`ChannelState.entry`).
 ADDRESS, ENTRY_ROW, ENTRY_BANK, AGE, OWNER, ARRIVAL, FORWARD, BACK, TOUCHED = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -107,8 +112,12 @@ class DramTables(NamedTuple):
     write_ticks: int
     burst_ticks: int
     front_ticks: int  # ticks between two offers
-    refresh_interval: int  # 0: none
+    refresh_interval: int  # of a rank; 0: none
     refresh_ticks: int
+    refresh_command: int  # REF, REFB or REFS
+    unit_banks: int  # banks that one refresh concerns, of a rank's
+    unit_step: int  # distance of their numbers; units begin with a rank's first banks
+    refresh_apart: int  # ticks between refreshes of two ranks within which they may disturb each other
     postponable: int  # refreshes that may be put off while requests are queued
     refresh_phase: np.ndarray  # [ranks]: first due tick
     policy: int
@@ -135,6 +144,7 @@ class DramTables(NamedTuple):
     steady: int  # bursts between two points at which a stretch may be jumped over; 0: never
     period_bits: int  # adding 2**period_bits to an address only changes the row, by 2**period_shift
     period_shift: int
+    pim: np.ndarray  # see `pim_tables`: tables of processing in memory
 
 
 class ChannelState(NamedTuple):
@@ -161,6 +171,7 @@ class ChannelState(NamedTuple):
     memo_index: np.ndarray  # hash table of state numbers
     memo_seen: np.ndarray  # hashes of states met
     memo_count: np.ndarray  # [2]: known states, how often the memo was emptied
+    pim: np.ndarray  # [C, words], see `pim_tables`
 
 
 @inlined
