@@ -40,7 +40,7 @@ def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
     result = Result(*(np.full(tasks, -1, np.int64) for _ in range(3)))
     t = tables(memory, steady)
     classes = program.seg_ptr.shape[0]
-    state = new_state(t, classes, linked.ring)
+    state = new_state(t, classes, linked.ring, jobs=max(linked.pim_ring, 1))
     period = memory.period
     num, den = period.numerator, period.denominator
     done = run(program, result, t, state, num, den)

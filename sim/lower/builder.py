@@ -286,6 +286,13 @@ class Builder:
         self._enter(core, buffer, number)
         return Held(buffer, (number,))
 
+    def fetch_local(self, core: int, pieces: Sequence[tuple[int, Runs]], size: int, after: Iterable[int] = ()) -> Held:
+        """As `fetch`, of bursts on some channels only."""
+        buffer = self.scratchpads[core].take(size)
+        number = self.move_local(core, False, pieces, size, (*after, *buffer.waits))
+        self._enter(core, buffer, number)
+        return Held(buffer, (number,))
+
     def reserve(self, core: int, size: int, accumulator: bool = False) -> Buffer:
         """Find a place without loading anything; the first writer must wait as `claim` says."""
         return (self.accumulators if accumulator else self.scratchpads)[core].take(size)

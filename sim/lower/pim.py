@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 
 from sim import cost
 from sim.lower.builder import PIM_PORT, Builder, Held, Ints, Space, Work
@@ -20,8 +21,14 @@ from sim.pim.plan import PimPlan, Runs
 from workloads.attrs import SOFTMAX_VECTOR_OPS
 from workloads.trace import AttentionAttrs
 
-APPEND_RUNS = 256
-"""Runs of bursts that one task appends at most, so that what a channel is given at once stays small."""
+TAIL_PARTS = 8
+"""Part of the scratchpad that one load of values in order of positions may take."""
+
+WINDOW_PARTS = 4
+"""Part of the DMA's window that one such load takes at most, so that other loads go on beside it."""
+
+APPEND_RUNS = 64
+"""Rows that one task writes an element of at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +42,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A request of a group of channels: number of the group, and the request."""
+    """A request of a group of channels: its place in the order of each, number of the group, and the request."""
 
+    place: int
     number: int
     group: Alike
     request: Request
@@ -72,7 +80,56 @@ class PimAttention:
         if barrier:
             joined = (self.builder.sync(dict.fromkeys(task for tasks in ready for task in tasks)),)
             ready = [joined] * len(ready)
-        return [self.values(turn, done) for turn, done in zip(self.turns, ready, strict=True)]
+        ends: list[int] = []
+        for batch in self.batches():
+            held = self.tails([self.turns[i] for i in batch])
+            done = [self.values(self.turns[i], ready[i], held) for i in batch]
+            for part in held:
+                self.builder.release(0, part.buffer, done)
+            ends += done
+        return ends
+
+    def tail(self, turn: Turn) -> int:
+        """Positions of a request whose values are not in the units' rows yet, the newest left out."""
+        return turn.request.past - self.plan.layout.settled(turn.request.past)
+
+    def tail_bytes(self, turn: Turn) -> int:
+        """Bytes of these values."""
+        return turn.copies * whole(self.tail(turn) * self.plan.layout.heads * self.attrs.v_head_dim * self.element)
+
+    def batches(self) -> Iterator[list[int]]:
+        """Numbers of turns whose remaining values are loaded together: many channels at once, as far as there is room."""
+        limit = self.builder.scratchpads[0].capacity // TAIL_PARTS
+        batch: list[int] = []
+        size = 0
+        for number, turn in enumerate(self.turns):
+            more = self.tail_bytes(turn)
+            if batch and size + more > limit:
+                yield batch
+                batch, size = [], 0
+            batch.append(number)
+            size += more
+        if batch:
+            yield batch
+
+    def tails(self, some: Sequence[Turn]) -> list[Held]:
+        """Load the values of `some` turns that are not in the units' rows, in parts that take a little of each."""
+        loose = [turn for turn in some if self.tail(turn)]
+        size = sum(map(self.tail_bytes, loose))
+        parts = -(-size // max(int(self.builder.machine.dma.window) // WINDOW_PARTS, 1))
+        found = []
+        for part in range(parts):
+            pieces = []
+            amount = 0
+            for turn in loose:
+                tail = self.tail(turn)
+                first, last = tail * part // parts, tail * (part + 1) // parts
+                if first < last:
+                    pieces.append((turn.number, self.plan.tail_bursts(turn.request, first, last - first)))
+                    amount += self.tail_bytes(turn) * (last - first) // tail
+            if pieces:
+                found.append(self.builder.fetch_local(0, pieces, amount, self.start))
+        return found
 
     def scores(self, turn: Turn) -> tuple[int, ...]:
         """Query to the request's rows, its products with the keys in memory."""
@@ -107,28 +164,29 @@ class PimAttention:
         newest += int(cost.vector_cycles(vector, "sum", rows, a.head_dim))
         ops = rows * (past + 1) * SOFTMAX_VECTOR_OPS
         soft = vector_task(b, core, "softmax", rows, past + 1, (amount, amount), ready, ops, more=newest)
-        if not past:
-            return (soft,)
         tokens = maker.chunk_tokens(past)
+        if not tokens:
+            return (soft,)
         sizes = [whole(count * self.element) for _ in range(a.heads) for count in tokens]
         return self.vectors(core, turn, maker.query_vectors, sizes, (soft,))
 
-    def values(self, turn: Turn, ready: tuple[int, ...]) -> int:
+    def values(self, turn: Turn, ready: tuple[int, ...], held: Sequence[Held]) -> int:
         """Products with the values in memory; sums of their parts and of the newest value; the result to its place."""
         b, a, maker = self.builder, self.attrs, self.plan.maker
         core = self.core()
         past = turn.request.past
-        if past:
+        elements = turn.copies * a.heads * a.v_head_dim
+        if maker.token_chunks(past):
             count = maker.vector_count(past) - maker.query_vectors
             places = self.plan.vector_places(turn.request, maker.query_vectors, count)
             ready = (self.job(turn, maker.values(turn.request, places), ready),)
-        elements = turn.copies * a.heads * a.v_head_dim
         size = whole(elements * self.element)
-        parts = maker.token_chunks(past)
-        # The newest value is scaled by its probability and added to what each row of values gave.
-        scaled = int(cost.vector_cycles(b.machine.vector, "mul", 1, elements))
+        # Values that are not in the units' rows are scaled by their probabilities; then all parts are added up.
+        loose, parts = self.tail(turn) + 1, maker.token_chunks(past)
+        scaled = int(cost.vector_cycles(b.machine.vector, "mul", 1, loose * elements))
+        ready = (*ready, *(task for item in held for task in item.ready))
         done = vector_task(
-            b, core, "add", 1, max(parts, 1) * elements, ((parts + 1) * size, size), ready, more=scaled
+            b, core, "add", 1, (loose + parts - 1) * elements or 1, ((loose + parts) * size, size), ready, more=scaled
         )
         if self.result is not None:
             done = b.move(core, True, [(self.result.space, self.result.offset + self.result_written, size)], (done,))
@@ -164,36 +222,55 @@ class PimAttention:
 def lower_append(
     builder: Builder, plan: PimPlan, part: int, source: Place | None, ready: tuple[int, ...], element: Fraction
 ) -> list[int]:
-    """Write the newest key and value of every request to its rows; a value changes a burst in a row of each element.
+    """Write the newest key and value of every request to where they are kept (see `PimPlan.append_bursts`).
 
-    A burst that is changed in part is written with the other bytes masked. source: keys and values if in DRAM.
+    A burst that is changed in part is written with the other bytes masked. Values that leave their order of positions
+    were read for the attention. source: keys and values if in DRAM.
     """
     layout = plan.layout
     key_bytes = whole(layout.heads * layout.head_dim * element)
     value_bytes = whole(layout.heads * layout.value_dim * element)
     ends: list[int] = []
     read = 0
-    for turn in turns(plan, part):
+    for _, some in groupby(turns(plan, part), key=lambda turn: turn.place):
+        round_ = list(some)
+        copies = sum(turn.copies for turn in round_)
         held: Held | None = None
         after = ready
         if source is not None:
-            size = turn.copies * (key_bytes + value_bytes)
+            size = copies * (key_bytes + value_bytes)
             held = builder.fetch(0, source.space, source.offset + read, size, source.ready)
             read += size
             after = (*ready, *held.ready)
-        keys, (first, count) = plan.append_bursts(turn.request)
-        pieces: list[tuple[Runs, int]] = [(keys, key_bytes)]
-        for low in range(0, len(first), APPEND_RUNS):
-            high = min(low + APPEND_RUNS, len(first))
-            share = value_bytes * high // len(first) - value_bytes * low // len(first)
-            pieces.append(((first[low:high], count[low:high]), share))
-        tasks = [
-            builder.move_local(0, True, [(turn.number, runs)], turn.copies * size, after) for runs, size in pieces
-        ]
+        keys, in_order, in_rows = zip(*(plan.append_bursts(turn.request) for turn in round_), strict=True)
+        numbers = [turn.number for turn in round_]
+        tasks = [builder.move_local(0, True, list(zip(numbers, keys, strict=True)), copies * key_bytes, after)]
+        if layout.collected > 1:
+            pieces = [(number, runs) for number, runs in zip(numbers, in_order, strict=True) if runs is not None]
+            tasks.append(builder.move_local(0, True, pieces, copies * value_bytes, after))
+        for turn, runs in zip(round_, in_rows, strict=True):
+            if runs is not None:
+                tasks += _settle(builder, turn, runs, value_bytes * layout.collected, after)
         if held is not None:
             builder.release(0, held.buffer, tasks)
         ends.extend(tasks)
     return ends
+
+
+def _settle(builder: Builder, turn: Turn, runs: Runs, size: int, after: Sequence[int]) -> list[int]:
+    """Write `size` bytes of values on each channel to a burst of every element's row.
+
+    One part after another: each burst opens a row, and what else the channel has to do comes in between.
+    """
+    first, count = runs
+    tasks: list[int] = []
+    for low in range(0, len(first), APPEND_RUNS):
+        high = min(low + APPEND_RUNS, len(first))
+        share = size * high // len(first) - size * low // len(first)
+        pieces = [(turn.number, (first[low:high], count[low:high]))]
+        after = (builder.move_local(0, True, pieces, turn.copies * share, after),)
+        tasks += after
+    return tasks
 
 
 def turns(plan: PimPlan, part: int) -> Iterator[Turn]:
@@ -203,4 +280,4 @@ def turns(plan: PimPlan, part: int) -> Iterator[Turn]:
     for place in range(longest):
         for number, group in enumerate(groups):
             if place < len(group.parts[part]):
-                yield Turn(number, group, group.parts[part][place])
+                yield Turn(place, number, group, group.parts[part][place])

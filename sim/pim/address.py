@@ -32,6 +32,8 @@ class RowAddresses:
             )
         o = memory.organisation
         self.banks = o.pseudo_channels * o.ranks * o.bank_groups * o.banks
+        # Neighbours in this order are in different ranks and bank groups, so that they can be opened one after another.
+        self.in_turn = np.arange(self.banks).reshape(o.pseudo_channels * o.ranks, o.bank_groups, o.banks).T.ravel()
         self.columns = o.columns
         self.rows = o.rows
         self.row_bytes = o.columns * memory.burst_bytes

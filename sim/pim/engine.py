@@ -76,7 +76,7 @@ class PimRunner:
             elif overlap:
                 stretches += interleaved(block, plan.parts, self.machine.operators == "serial")
             else:
-                stretches += layer_by_layer(block)
+                stretches += layer_by_layer(block, self.machine.operators == "serial")
         sections = [section for stretch in stretches for section in stretch.sections]
         carried = handed_on(sections)
         share = activation_bytes(self.machine)

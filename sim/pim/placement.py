@@ -29,7 +29,8 @@ class Policy(StrEnum):
 class KvLayout:
     """Rows that keys and values of one layer take.
 
-    banks: of a channel; row_elements: elements of a row of one bank; heads, head_dim, value_dim: of keys and values.
+    banks: of a channel; row_elements: elements of a row of one bank; heads, head_dim, value_dim: of keys and values;
+    collected: positions whose values are kept in order until so many are there, 1 for none.
     """
 
     banks: int
@@ -37,6 +38,7 @@ class KvLayout:
     heads: int
     head_dim: int
     value_dim: int
+    collected: int = 1
 
     def __post_init__(self) -> None:
         if self.head_dim > self.row_elements:
@@ -69,20 +71,31 @@ class KvLayout:
         """Rows of the values of a request with `length` positions."""
         return -(-length // self.row_elements) * self.heads * self.value_tiles
 
+    @cached_property
+    def tail_rows(self) -> int:
+        """Rows of the values that are still in order of positions."""
+        elements = self.collected * self.heads * self.value_dim if self.collected > 1 else 0
+        return -(-elements // (self.banks * self.row_elements))
+
+    def settled(self, length: int) -> int:
+        """Positions, of `length`, whose values are in the rows of their elements."""
+        return length - length % self.collected
+
     def rows(self, length: int) -> int:
         """Rows of a request with `length` positions."""
-        return self.key_rows(length) + self.value_rows(length)
+        return self.key_rows(length) + self.value_rows(length) + self.tail_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request on its channel: positions that were cached before the pass, first rows of its keys and values, and
-    first row and rows of the vectors that are loaded into the units for it.
+    """A request on its channel: positions that were cached before the pass, first rows of its keys, of its values, of
+    its values still in order of positions, and of the vectors that are loaded into the units for it.
     """
 
     past: int
     key_row: int
     value_row: int
+    tail_row: int
     vector_row: int
 
 
@@ -149,7 +162,8 @@ def place(
         for share in lengths:
             requests = []
             for past in share:
-                requests.append(Request(past, row, row + layout.key_rows(past + 1), vector))
+                values = row + layout.key_rows(past + 1)
+                requests.append(Request(past, row, values, values + layout.value_rows(past + 1), vector))
                 row += layout.rows(past + 1)
                 vector += vectors(past)
             shares.append(tuple(requests))

@@ -42,8 +42,8 @@ class JobMaker:
         return self.query_vectors + self.layout.heads * self.queries * self.token_chunks(past)
 
     def token_chunks(self, past: int) -> int:
-        """Rows of one element of the values of a head."""
-        return -(-past // self.layout.row_elements)
+        """Rows of one element of the values of a head that the units work on."""
+        return -(-self.layout.settled(past) // self.layout.row_elements)
 
     def chunk_heads(self) -> list[int]:
         """Heads in each row of keys."""
@@ -53,9 +53,9 @@ class JobMaker:
         ]
 
     def chunk_tokens(self, past: int) -> list[int]:
-        """Positions in each row of values."""
-        row = self.layout.row_elements
-        return [min(row, past - chunk * row) for chunk in range(self.token_chunks(past))]
+        """Positions in each row of values that the units work on."""
+        row, settled = self.layout.row_elements, self.layout.settled(past)
+        return [min(row, settled - chunk * row) for chunk in range(self.token_chunks(past))]
 
     def keys(self, request: Request, places: Ints) -> Ints:
         """Jobs for the scores: for each row of keys and query, all stretches of positions. `places`: (bank, row) of
@@ -148,24 +148,43 @@ class PimPlan:
         column = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return runs(self.addresses.bursts(places[:, 0], places[:, 1], column))
 
-    def append_bursts(self, request: Request) -> tuple[Runs, Runs]:
-        """Bursts that the newest position of a request changes: of its keys, and of its values.
+    def tail_bursts(self, request: Request, first: int, count: int) -> Runs:
+        """Bursts that hold the values, in order of positions, of `count` positions from place `first` on."""
+        layout, addresses = self.layout, self.addresses
+        burst = addresses.memory.burst_bytes
+        position = layout.heads * layout.value_dim * self._element
+        low, high = first * position // burst, -(-(first + count) * position // burst)
+        number = np.arange(low, high)
+        slot, column = np.divmod(number, addresses.columns)
+        return runs(addresses.bursts(slot % addresses.banks, request.tail_row + slot // addresses.banks, column))
+
+    def append_bursts(self, request: Request) -> tuple[Runs, Runs | None, Runs | None]:
+        """Bursts that the newest position of a request changes: of its keys; of the values in order of positions, where
+        they are collected; of the rows of the values' elements, where these are written now.
 
         A key fills a stretch of one bank's row for each row of keys; a value is an element of a row of its own.
         """
         layout, addresses = self.layout, self.addresses
         burst = addresses.memory.burst_bytes
-        assert addresses.memory.pim is not None
-        element = int(addresses.memory.pim.element)
         stretch, bank = divmod(request.past, layout.banks)
-        counts = np.array([-(-heads * layout.head_dim * element // burst) for heads in self.maker.chunk_heads()])
+        counts = np.array([-(-heads * layout.head_dim * self._element // burst) for heads in self.maker.chunk_heads()])
         row = request.key_row + stretch * layout.key_chunks + np.repeat(np.arange(layout.key_chunks), counts)
         column = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        keys = addresses.bursts(np.full(len(row), bank), row, column)
+        keys = runs(addresses.bursts(np.full(len(row), bank), row, column))
 
-        chunk, place = divmod(request.past, layout.row_elements)
-        head, tile, bank_of = (grid.ravel() for grid in np.indices((layout.heads, layout.value_tiles, layout.banks)))
+        place = request.past % layout.collected
+        tail = self.tail_bursts(request, place, 1) if layout.collected > 1 else None
+        if place + 1 < layout.collected:
+            return keys, tail, None
+        chunk, element = divmod(request.past, layout.row_elements)
+        head, tile, turn = (grid.ravel() for grid in np.indices((layout.heads, layout.value_tiles, layout.banks)))
+        bank_of = addresses.in_turn[turn]
         real = tile * layout.banks + bank_of < layout.value_dim
         row = request.value_row + (chunk * layout.heads + head) * layout.value_tiles + tile
-        values = addresses.bursts(bank_of[real], row[real], np.full(int(real.sum()), place * element // burst))
-        return runs(keys), runs(values)
+        column = np.full(int(real.sum()), element * self._element // burst)
+        return keys, tail, runs(addresses.bursts(bank_of[real], row[real], column))
+
+    @property
+    def _element(self) -> int:
+        assert self.addresses.memory.pim is not None
+        return int(self.addresses.memory.pim.element)

@@ -107,7 +107,7 @@ def estimate_ticks(maker: JobMaker, past: int) -> int:
     """Ticks that a request of `past` cached positions keeps its channel's units busy, by the memory's own timing."""
     if not past:
         return 0
-    request = Request(past, 0, maker.layout.key_rows(past), 0)
+    request = Request(past, 0, 0, 0, 0)
     places = _nowhere(maker.query_vectors)
     keys = job_ticks(maker.memory, maker.keys(request, places))
     places = _nowhere(maker.vector_count(past) - maker.query_vectors)
@@ -138,6 +138,7 @@ def _maker(machine: Hardware, op: Op) -> JobMaker:
         heads=attrs.kv_heads,
         head_dim=attrs.head_dim,
         value_dim=attrs.v_head_dim,
+        collected=memory.burst_bytes // int(pim.element) if machine.pim and machine.pim.append == "collected" else 1,
     )
     return JobMaker(memory, layout, attrs.heads // attrs.kv_heads)
 

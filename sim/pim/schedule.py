@@ -47,9 +47,40 @@ def plain(block: Block) -> list[Stretch]:
     return [Stretch((Section(block, block.name, (0,) * len(block.ops)),), 1)]
 
 
-def layer_by_layer(block: Block) -> list[Stretch]:
-    """One layer at a time."""
-    return [Stretch((Section(replace(block, repeat=1), block.name, (0,) * len(block.ops)),), block.repeat)]
+def layer_by_layer(block: Block, apart: bool) -> list[Stretch]:
+    """One layer after another, cut where attention begins, so that loads for the next layer overlap the end of one.
+
+    `apart`: cut between layers. A block of several layers is cut there, too.
+    """
+    cut = _cut(block)
+    if apart or cut is None:
+        return [Stretch((Section(replace(block, repeat=1), block.name, (0,) * len(block.ops)),), block.repeat)]
+    before, rest = block.ops[: cut[0]], block.ops[cut[0] :]
+
+    def section(letters: str, ops: tuple[Op, ...], ahead: int) -> Section:
+        layers = (0,) * (len(ops) - ahead) + (1,) * ahead
+        return Section(Block(f"{block.name}.{letters}", 1, ops), block.name, layers)
+
+    stretches = [
+        Stretch((section("first", before, 0),), 1),
+        Stretch((section("steady", rest + before, len(before)),), block.repeat - 1),
+        Stretch((section("last", rest, 0),), 1, block.repeat - 1),
+    ]
+    return [stretch for stretch in stretches if stretch.repeat and stretch.sections[0].block.ops]
+
+
+def _cut(block: Block) -> tuple[int, int] | None:
+    """Where attention begins, with the append of the newest position, and where it ends; None if there is not one.
+
+    Appending goes with attention, because nothing waits for it and it overlaps with what the NPU does meanwhile.
+    """
+    found = [i for i, op in enumerate(block.ops) if op.kind is OpKind.ATTENTION]
+    if len(found) != 1:
+        return None
+    begin = found[0]
+    while begin and getattr(block.ops[begin - 1].attrs, "table", "") == "kv_append":
+        begin -= 1
+    return begin, found[0] + 1
 
 
 def interleaved(block: Block, parts: Sequence[Part], apart: bool) -> list[Stretch]:
@@ -57,18 +88,18 @@ def interleaved(block: Block, parts: Sequence[Part], apart: bool) -> list[Stretc
 
     Raises ConfigError for a block of several layers, or one whose operators cannot be divided.
     """
-    found = [i for i, op in enumerate(block.ops) if op.kind is OpKind.ATTENTION]
-    if len(found) != 1:
+    cut = _cut(block)
+    if cut is None:
         raise ConfigError(
-            f"block {block.name} has {len(found)} attention operators a repetition; two parts of a batch can be "
-            "overlapped where all layers are alike",
+            f"block {block.name} has not one attention operator a repetition; two parts of a batch can be overlapped "
+            "where all layers are alike",
             key="pim.interleave",
         )
-    at = found[0]
-    attrs = block.ops[at].attrs
+    begin, end = cut
+    attrs = block.ops[end - 1].attrs
     assert isinstance(attrs, AttentionAttrs)
-    cut = [[part_of(op, part, attrs.keys) for op in block.ops] for part in parts]
-    before, attention, after = ([ops[:at] for ops in cut], [ops[at : at + 1] for ops in cut], [ops[at + 1 :] for ops in cut])
+    ops = [[part_of(op, part, attrs.keys) for op in block.ops] for part in parts]
+    before, attention, after = [o[:begin] for o in ops], [o[begin:end] for o in ops], [o[end:] for o in ops]
 
     def section(letters: str, *pieces: tuple[list[Op], int]) -> Section:
         ops = tuple(op for piece, _ in pieces for op in piece)

@@ -40,6 +40,8 @@ class PimUse(Strict):
     issue_port: Literal["per_channel", "shared"] = Field(
         default="per_channel", description="shared: one PIM instruction a core clock for all channels together"
     )
-    append: Literal["rows", "none"] = Field(
-        default="rows", description="rows: new keys and values are written to their rows; none: not at all"
+    append: Literal["collected", "rows", "none"] = Field(
+        default="collected",
+        description="new values: collected in order of positions until they fill a burst of each element's row; rows: "
+        "written there at once, each in a burst of its own; none: keys and values are not written at all",
     )
