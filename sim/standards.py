@@ -272,6 +272,7 @@ class Memory(Strict):
     command_ticks: dict[str, Ticks] = Field(default_factory=dict, description="command bus occupancy where not 1")
     buses: Annotated[int, Field(ge=1, le=2)] = Field(description="2: row and column commands have buses of their own")
     refresh: Refresh
+    refresh_first: Ticks | None = Field(default=None, description="tick of the first refresh, if not the interval's end")
     mapping: str
     bank_hash: BankHash = BankHash.NONE
     currents: Currents
@@ -319,6 +320,8 @@ class Memory(Strict):
         if self.refresh is Refresh.NONE:
             return
         command, suffix = self.refresh.command, self.refresh.suffix
+        if self.refresh_first is not None and not 0 < self.refresh_first <= self.timings["tREFI"]:
+            raise ValueError(f"refresh_first is {self.refresh_first}, but must be from 1 to tREFI")
         if not any((r.before, r.after) == (command, "ACT") for r in self.rule_rows):
             raise ValueError(f"refresh: {self.refresh} needs the command {command}, for which there are no rules")
         if self.refresh in (Refresh.POSTPONED, Refresh.PER_BANK, Refresh.SAME_BANK):
@@ -612,6 +615,8 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     between = [r.gap for r in memory.rule_rows if r.before == r.after == refresh and r.level not in ("bank", "rank")]
     first = interval - int(memory.controller.policy is Policy.RAMULATOR)  # it counts clocks from one
     phase = [interval * (r + 1) // ranks if stagger else first for r in range(ranks)]
+    if memory.refresh_first is not None:
+        phase = [tick - phase[0] + memory.refresh_first for tick in phase]
     window = np.asarray(windows, np.int64).reshape(-1, 4)
     command_ticks = [memory.command_ticks.get(name, 1) for name in COMMANDS]
     c = memory.controller

@@ -59,6 +59,7 @@ from sim.kernels.pim_tables import (
     FOR_PRECHARGE,
     FOR_READOUT,
     FOR_TILE,
+    FREED,
     FROM_BANK,
     FRONT_TICKS,
     FROZEN,
@@ -125,6 +126,7 @@ from sim.kernels.pim_tables import (
     SIDE,
     SIDES,
     SLACK,
+    SPREAD,
     STEP,
     STEP_COUNT,
     STEP_FIELDS,
@@ -184,7 +186,7 @@ def admits_requests(p, q, tick):
     return p[MODE] != BLOCKED or q[JOBS] == 0 or tick < q[under_way(p, q) + JOB_VISIBLE]
 
 
-@leaf
+@inlined
 def apply_gaps(p, q, ready, near, place, dots, tick):
     """Move the earliest ticks that the rules allow after the command whose gaps stand at `place`.
 
@@ -261,17 +263,21 @@ def close_rows(p, q, x, bank, first, end, step, row, floor):
     Returns whether there is any.
     """
     units = p[UNITS] + p[UNIT_BASE + PIM_PRE] * UNIT_FIELDS
+    soonest = max(floor, x[BUS_ROW])
     found = False
     for u in range(p[UNIT_BASE + PIM_PRE + 1] - p[UNIT_BASE + PIM_PRE]):
         at = units + u * UNIT_FIELDS
         b = p[at + UNIT_FIRST]
-        if b < first or b >= end or (b - first) % step != 0:
+        if b < first or b >= end or (step > 1 and (b - first) % step != 0):
             continue
         while b < p[at + UNIT_END]:
             now_open = row_in(p, q, bank, b)
             if now_open >= 0 and now_open != row:
                 found = True
-                consider(q, row_tick(p, q, x, PIM_PRE, u, floor), PIM_PRE, u)
+                tick = row_tick(p, q, x, PIM_PRE, u, floor)
+                consider(q, tick, PIM_PRE, u)
+                if tick == soonest:
+                    return True
                 break
             b += p[at + UNIT_STEP]
     return found
@@ -290,17 +296,18 @@ def free_row(p, q, x, bank, ready, near, row, floor):
 
 @leaf
 def open_rows(p, q, x, bank, first, step, row, floor):
-    """Note the earliest activation of a unit of the banks first, first + step ... that has not `row` open; True if any.
-
-    Among units ready at once the one opened least recently in its rank would not gain anything: the first goes first.
-    """
+    """Note the earliest activation of a unit of the banks first, first + step ... without `row` open; True if any."""
     units = p[UNITS] + p[UNIT_BASE + G_ACT] * UNIT_FIELDS
+    soonest = max(floor, x[BUS_ROW])
     found = False
     for u in range(p[UNIT_BASE + G_ACT + 1] - p[UNIT_BASE + G_ACT]):
         b = p[units + u * UNIT_FIELDS + UNIT_FIRST]
-        if b >= first and (b - first) % step == 0 and row_in(p, q, bank, b) != row:
+        if b >= first and row_in(p, q, bank, b) != row and (step == 1 or (b - first) % step == 0):
             found = True
-            consider(q, row_tick(p, q, x, G_ACT, u, floor), G_ACT, u)
+            tick = row_tick(p, q, x, G_ACT, u, floor)
+            consider(q, tick, G_ACT, u)
+            if tick == soonest:
+                return True
     return found
 
 
@@ -319,6 +326,9 @@ def in_time(p, q, x, ticks, floor):
 @leaf
 def fits(p, q, x, bank, first, step, row, groups, dots, floor):
     """Whether a tile of the banks first, first + step ... that began at `floor` would end before the next refresh."""
+    if p[DEADLINE] == 0:
+        q[ADMITTED] = 1
+        return True
     units = p[UNITS] + p[UNIT_BASE + G_ACT] * UNIT_FIELDS
     precharges = np.int64(0)
     most = np.int64(0)
@@ -327,7 +337,7 @@ def fits(p, q, x, bank, first, step, row, groups, dots, floor):
         for u in range(p[UNIT_BASE + G_ACT + 1] - p[UNIT_BASE + G_ACT]):
             at = units + u * UNIT_FIELDS
             b = p[at + UNIT_FIRST]
-            if b // p[RANK_BANKS] == r and b >= first and (b - first) % step == 0:
+            if b // p[RANK_BANKS] == r and b >= first and (step == 1 or (b - first) % step == 0):
                 closed = False
                 while b < p[at + UNIT_END]:
                     now_open = row_in(p, q, bank, b)
@@ -393,25 +403,49 @@ def step_at(p, q, job, loading):
     return p[STEPS] + (p[template if loading else template + 1] + q[STEP_NOW]) * STEP_FIELDS
 
 
-@leaf
+@inlined
+def side_now(p, q, job, at):
+    """Bank set of the next command of the step at `at`."""
+    if p[at + STEP_SIDE] >= 0:
+        return p[at + STEP_SIDE]
+    if p[SPREAD] == 1 and p[at + STEP_COUNT] < 0:
+        return q[DONE] % p[SIDES]
+    return side_of(p, q, job, q[TILE])
+
+
+@inlined
+def open_ahead(p, q, x, bank, side, row, floor):
+    """Note the next command towards `row` open in a bank set that is needed next; sets are units of row commands."""
+    now_open = row_in(p, q, bank, side)
+    if now_open >= 0 and now_open != row:
+        consider(q, row_tick(p, q, x, PIM_PRE, side, floor), PIM_PRE, side)
+    elif now_open < 0:
+        consider(q, row_tick(p, q, x, G_ACT, side, floor), G_ACT, side)
+
+
+@inlined
 def plan_step(p, q, x, bank, ready, near, job, loading, floor):
     """Plan the step under way: open what it needs, then its column command."""
     at = step_at(p, q, job, loading)
     i = q[TILE]
-    side = p[at + STEP_SIDE] if p[at + STEP_SIDE] >= 0 else side_of(p, q, job, i)
+    side = side_now(p, q, job, at)
     row = step_row(p, q, job, i, at)
     if q[OPENED] == 0 and p[at + STEP_ROW] != NO_ROW:
         begins = not loading and q[HEADED] == 0
         floor_of_rows = floor
         if begins:
             floor_of_rows = max(floor, q[p[EARLIEST_AT] + p[UNIT_BASE + HEADER]])
-            if p[DEADLINE] == 1 and q[ADMITTED] == 0:
+            if q[ADMITTED] == 0:
                 begin = row_tick(p, q, x, HEADER, 0, floor)
                 if not fits(p, q, x, bank, side, p[SIDES], row, q[job + GROUPS], q[job + DOTS], begin):
                     return
         blocked = close_rows(p, q, x, bank, side, p[BANKS], p[SIDES], row, floor_of_rows)
-        if p[TWO_BUFFERS] == 1 and free_row(p, q, x, bank, ready, near, row, floor):
-            blocked = True
+        if p[TWO_BUFFERS] == 1 and q[FREED] == 0:
+            # From now on the ordinary buffers do not open the row, as it is reserved.
+            if free_row(p, q, x, bank, ready, near, row, floor):
+                blocked = True
+            else:
+                q[FREED] = 1
         if blocked:
             return
         if begins and p[HEADERS] == 1:
@@ -419,18 +453,23 @@ def plan_step(p, q, x, bank, ready, near, job, loading, floor):
             return
         if open_rows(p, q, x, bank, side, p[SIDES], row, floor):
             return
-        q[OPENED] = 1
+        q[OPENED] = 1 - p[SPREAD]
     kind = p[at + STEP_KIND]
     consider(q, column_tick(p, q, x, kind, side, floor), kind, side)
     if p[CLOSE_UNUSED] == 1:
         for other in range(p[SIDES]):
             if other != side:
                 close_rows(p, q, x, bank, other, p[BANKS], p[SIDES], np.int64(-1), floor)
-    if p[AHEAD] == 1 and not loading and q[job + SIDE] < 0 and i + 1 < q[job + TILES]:
-        side = side_of(p, q, job, i + 1)
-        row = row_of(p, q, job, i + 1)
-        if not close_rows(p, q, x, bank, side, p[BANKS], p[SIDES], row, floor):
-            open_rows(p, q, x, bank, side, p[SIDES], row, floor)
+    if p[AHEAD] == 1 and not loading:
+        if p[SPREAD] == 0:
+            if q[job + SIDE] < 0 and i + 1 < q[job + TILES]:
+                open_ahead(p, q, x, bank, side_of(p, q, job, i + 1), row_of(p, q, job, i + 1), floor)
+        else:
+            for d in range(q[DONE] + 1, q[DONE] + p[SIDES]):
+                later = d >= q[job + DOTS]
+                if later and i + 1 == q[job + TILES]:
+                    break
+                open_ahead(p, q, x, bank, d % p[SIDES], row_of(p, q, job, i + 1 if later else i), floor)
 
 
 @leaf
@@ -456,13 +495,11 @@ def plan(p, q, x, bank, ready, near, rank, now):
         return
     job = under_way(p, q)
     floor = max(now, q[job + JOB_VISIBLE])
-    if q[LOADED] < q[job + LOADS]:
-        if p[FROM_BANK] == 1:
-            plan_load(p, q, x, bank, ready, near, job, floor)
-        else:
-            plan_step(p, q, x, bank, ready, near, job, True, floor)
-    elif q[TILE] < q[job + TILES]:
-        plan_step(p, q, x, bank, ready, near, job, False, floor)
+    loading = q[LOADED] < q[job + LOADS]
+    if loading and p[FROM_BANK] == 1:
+        plan_load(p, q, x, bank, ready, near, job, floor)
+    elif loading or q[TILE] < q[job + TILES]:
+        plan_step(p, q, x, bank, ready, near, job, loading, floor)
     if q[OUT_DONE] < q[job + MOVES_OUT]:
         consider(q, column_tick(p, q, x, READRES, 0, floor), READRES, -1)
     elif q[IN_DONE] < q[job + MOVES_IN]:
@@ -478,7 +515,7 @@ def count_open(p, rank, b, change, tick):
     rank[OPEN, r] += change
 
 
-@leaf
+@inlined
 def set_rows(p, q, bank, rank, unit, row, tick):
     """Open `row` in all banks of a unit that do not have it open, or close (-1) all that are open.
 
@@ -539,7 +576,7 @@ def needs(p, at):
     return (p[at + STEP_SIDE] * 4 + p[at + STEP_ROW]) * 2**32 + p[at + STEP_OFFSET]
 
 
-@leaf
+@inlined
 def advance_job(p, q, kind):
     """A column command of the step under way was issued: move on in the template."""
     job = under_way(p, q)
@@ -559,16 +596,15 @@ def advance_job(p, q, kind):
         q[STEP_NOW] = 0
         if loading:
             q[LOADED] += 1
-            q[ADMITTED] = 0
-            q[OPENED] = 0
+            for f in range(HEADED, OPENED + 1):
+                q[f] = 0
         else:
             q[GROUP] += 1
             if q[GROUP] == q[job + GROUPS]:
                 q[GROUP] = 0
                 q[TILE] += 1
-                q[HEADED] = 0
-                q[ADMITTED] = 0
-                q[OPENED] = 0
+                for f in range(HEADED, OPENED + 1):
+                    q[f] = 0
     if q[OPENED] > 0 and needs(p, step_at(p, q, job, q[LOADED] < q[job + LOADS])) != before:
         q[OPENED] = 0
 
@@ -596,12 +632,11 @@ def issue_pim(p, q, x, bank, ready, near, rank, count, tick):
         q[BUSY_FROM] = tick
     job = under_way(p, q)
     dots = np.int64(0)
-    if kind == PIM_PRE:
-        set_rows(p, q, bank, rank, p[UNIT_BASE + PIM_PRE] + unit, np.int64(-1), tick)
+    if kind == PIM_PRE or kind == G_ACT:
+        row = np.int64(-1) if kind == PIM_PRE else row_to_open(p, q, unit)
+        set_rows(p, q, bank, rank, p[UNIT_BASE + kind] + unit, row, tick)
     elif kind == HEADER:
         q[HEADED] = 1
-    elif kind == G_ACT:
-        set_rows(p, q, bank, rank, p[UNIT_BASE + G_ACT] + unit, row_to_open(p, q, unit), tick)
     else:
         if kind == COMPS_READRES:
             dots = q[job + DOTS]
@@ -628,9 +663,11 @@ def row_to_open(p, q, unit):
     loading = q[LOADED] < q[job + LOADS]
     at = step_at(p, q, job, loading)
     i = q[TILE]
-    side = p[at + STEP_SIDE] if p[at + STEP_SIDE] >= 0 else side_of(p, q, job, i)
-    first = p[p[UNITS] + (p[UNIT_BASE + G_ACT] + unit) * UNIT_FIELDS + UNIT_FIRST]
-    if first % p[SIDES] != side:
+    side = p[p[UNITS] + (p[UNIT_BASE + G_ACT] + unit) * UNIT_FIELDS + UNIT_FIRST] % p[SIDES]
+    if p[SPREAD] == 1:
+        if q[DONE] + (side - q[DONE]) % p[SIDES] >= q[job + DOTS]:
+            return row_of(p, q, job, i + 1)
+    elif side != side_now(p, q, job, at):
         return row_of(p, q, job, i + 1)
     return step_row(p, q, job, i, at)
 

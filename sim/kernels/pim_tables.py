@@ -52,7 +52,7 @@ BURST_TICKS, LOAD_TICKS, READOUT_APART, READOUT_TO_WRITE, WRITE_TO_READOUT = 15,
 # for each bank, and so on. LONGEST: what takes that long never fits and begins all the same.
 DEADLINE, FOR_TILE, FOR_PRECHARGE, FOR_ACTIVATION, FOR_DOT, LEAST_DOTS, FOR_READOUT = 20, 21, 22, 23, 24, 25, 26
 FOR_LOAD, FOR_LOAD_CLOSED, FOR_LOAD_CONFLICT, LONGEST = 27, 28, 29, 30
-# Slack that ordinary commands need beside a tile: any, an activation (which uses as much), a precharge, and what it uses.
+# Slack that ordinary commands need beside a tile: any, an activation (and it uses as much), a precharge, what it uses.
 SLACK_ANY, SLACK_ACT, SLACK_PRE, SLACK_PRE_COST = 31, 32, 33, 34
 # Then where tables begin: by command, where its units stand and its ticks on the command bus; templates (first load
 # step, first tile step, end), steps, units, pointers to runs (after command k of unit u: k * banks + u), runs, ticks to
@@ -61,19 +61,21 @@ UNIT_BASE, COMMAND_TICKS = 35, 44
 TEMPLATES, STEPS, UNITS, RUN_POINTERS, RUNS, READOUT_AT, DOTS_GAP, DOTS_WIDTH = 52, 53, 54, 55, 56, 57, 58, 59
 # And where rows, earliest ticks and jobs begin in a channel's state.
 ROWS_AT, EARLIEST_AT, JOBS_AT = 60, 61, 62
-N_TABLE = 63
+# SPREAD: the dots of a tile take turns over the bank sets, in each of which the tile has the same row.
+SPREAD = 63
+N_TABLE = 64
 
 # The state of a channel (`ChannelState.pim`). What is under way: place in the ring, jobs in it, loads done, tile,
 # group, step of the template, commands of the step issued, moves done; whether the tile's header was sent, whether it
-# was admitted, whether the rows of the step are known to be open; whether the refresh deadline holds PIM back; ticks
-# that ordinary commands may still take; when the job's last result is there; its first tick (-1: none yet); ticks with
-# a job under way; whether the next command is known, and it; rows open in the PIM buffer; the last read-out; up to when
-# busy ticks are counted.
+# was admitted, whether no ordinary buffer has its row open, whether the rows of the step are known to be open; whether
+# the refresh deadline holds PIM back; ticks that ordinary commands may still take; when the job's last result is there;
+# its first tick (-1: none yet); ticks with a job under way; whether the next command is known, and it; rows open in the
+# PIM buffer; the last read-out; up to when busy ticks are counted; size of the ring.
 JOB, JOBS, LOADED, TILE, GROUP, STEP_NOW, DONE, OUT_DONE, IN_DONE = 0, 1, 2, 3, 4, 5, 6, 7, 8
-HEADED, ADMITTED, OPENED, FROZEN, SLACK, END, BUSY_FROM, BUSY_TICKS = 9, 10, 11, 12, 13, 14, 15, 16
-PLANNED, NEXT_TICK, NEXT_COMMAND, NEXT_UNIT, OPEN_ROWS, LAST_READOUT, COUNTED, RING = 17, 18, 19, 20, 21, 22, 23, 24
+HEADED, ADMITTED, FREED, OPENED, FROZEN, SLACK, END, BUSY_FROM, BUSY_TICKS = 9, 10, 11, 12, 13, 14, 15, 16, 17
+PLANNED, NEXT_TICK, NEXT_COMMAND, NEXT_UNIT, OPEN_ROWS, LAST_READOUT, COUNTED, RING = 18, 19, 20, 21, 22, 23, 24, 25
 # Counts by command (COMP: also the steps of composite ones), ticks of the last read-outs of composite commands; then
 # the row open in each bank's PIM buffer (-1: none), the earliest tick of each command's units, and the ring of jobs.
-COUNTS, READOUT = 25, 33
+COUNTS, READOUT = 26, 34
 READOUTS = 4
-N_STATE = 37
+N_STATE = 38

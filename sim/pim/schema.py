@@ -11,11 +11,11 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sim.errors import not_among
 from sim.expression import evaluate
-from sim.units import Bytes
+from sim.units import ENERGY_UNITS, Bytes, reader
 
 if TYPE_CHECKING:
     from sim.standards import Memory
@@ -49,9 +49,10 @@ class Completion(StrEnum):
 
 
 class Scope(StrEnum):
-    """Banks that one command opens or closes."""
+    """Banks that one command opens or closes; `lockstep`: the same bank of every pseudo-channel."""
 
     BANK = "bank"
+    LOCKSTEP = "lockstep"
     BANK_GROUP = "bank_group"
     SET = "set"
 
@@ -123,7 +124,8 @@ class Deadline(Strict):
 class Slack(Strict):
     """What ordinary commands may use of the slack that a tile leaves before the next refresh.
 
-    None at all below `any`; an ACT needs more than `activate` and uses that; a PRE more than `precharge`, uses `precharge_cost`.
+    None at all below `any`; an ACT needs more than `activate` and uses that; a PRE needs more than `precharge` and uses
+    `precharge_cost`.
     """
 
     any: Expression
@@ -132,18 +134,39 @@ class Slack(Strict):
     precharge_cost: Expression
 
 
-class PimEnergy(Strict):
-    """Energy of PIM commands as multiples of the ordinary commands' (all of a channel's banks together).
+def _cost(value: Any) -> Any:
+    """A number is a multiple of the ordinary command's energy, a text an energy of its own."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError("must be a multiple of the ordinary command's energy, such as 4, or an energy, such as 12 pJ")
+    if isinstance(value, str):
+        return EnergyOf(reader("an energy", ENERGY_UNITS)(value))
+    if value < 0:
+        raise ValueError("must not be negative")
+    return float(value)
 
-    `load` in READs a GWRITE, `activate` in ACTs a G_ACT, `compute` in READs a COMP, `readout` in READs a READRES,
-    `write_back` in WRITEs a PWRITE. second_background: the second row buffers draw standby current of their own.
+
+class EnergyOf(NamedTuple):
+    """An energy of one command, in picojoules."""
+
+    pj: float
+
+
+Cost = Annotated[float | EnergyOf, BeforeValidator(_cost)]
+
+
+class PimEnergy(Strict):
+    """Energy of PIM commands, all banks that one concerns together.
+
+    A number is a multiple of the ordinary command's energy: `load` of a READ for a GWRITE, `activate` of an ACT for a
+    G_ACT, `compute` of a READ for a COMP, `readout` of a READ for a READRES, `write_back` of a WRITE for a PWRITE. A
+    text such as 12 pJ says it outright. second_background: the second row buffers draw standby current of their own.
     """
 
-    load: float = Field(ge=0)
-    activate: float = Field(ge=0)
-    compute: float = Field(ge=0)
-    readout: float = Field(ge=0)
-    write_back: float = Field(default=0, ge=0)
+    load: Cost
+    activate: Cost
+    compute: Cost
+    readout: Cost
+    write_back: Cost = 0.0
     second_background: bool = False
 
 
@@ -159,6 +182,7 @@ class Pim(Strict):
     load: LoadFrom
     header: bool = Field(default=False, description="a tile begins with a HEADER command")
     ahead: bool = Field(default=False, description="rows of the next set are opened while this one computes")
+    spread: bool = Field(default=False, description="the dots of a tile take turns over the sets, in a row of each")
     close_unused: bool = Field(default=False, description="sets that the step under way does not use are closed")
     completion: Completion = Completion.LAST_DOT
     element: Bytes = Field(description="bytes of a vector element")
@@ -229,8 +253,9 @@ def check_pim(memory: Memory) -> None:
         raise ValueError(f"pim.sets: {banks} banks cannot be dealt to {pim.sets} sets evenly")
     if pim.sets > 1 and pim.mode is Mode.DUAL:
         raise ValueError("pim.sets: more than one bank set with a second row buffer is not modelled")
-    if pim.vector % pim.element or (o.columns * memory.burst_bytes) % (pim.macs * pim.element):
-        raise ValueError(f"pim.macs: a row of {o.columns * memory.burst_bytes} B must hold whole steps of {pim.macs} elements")
+    row_bytes = o.columns * memory.burst_bytes
+    if pim.vector % pim.element or row_bytes % (pim.macs * pim.element):
+        raise ValueError(f"pim.macs: a row of {row_bytes} B must hold whole steps of {pim.macs} elements")
     for name in pim.kernels:
         template_steps(memory, name)
     _ = pim_rules(memory)

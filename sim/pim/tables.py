@@ -50,6 +50,7 @@ def units_of(memory: Memory) -> dict[str, list[range]]:
         Scope.BANK: each,
         Scope.BANK_GROUP: [range(b, b + o.banks) for b in range(0, banks, o.banks)],
         Scope.SET: [range(s, banks, pim.sets) for s in range(pim.sets)],
+        Scope.LOCKSTEP: [range(b, banks, banks // o.pseudo_channels) for b in range(banks // o.pseudo_channels)],
     }
     sets = scopes[Scope.SET]
     result = {name: by_rank if name in ("PREA", "REF") else each for name in ORDINARY}
@@ -88,6 +89,7 @@ def pim_tables(memory: Memory) -> Ints:
         k.TWO_BUFFERS: two_buffers,
         k.SIDES: pim.sets,
         k.AHEAD: pim.ahead,
+        k.SPREAD: pim.spread,
         k.CLOSE_UNUSED: pim.close_unused,
         k.HEADERS: pim.header,
         k.FROM_BANK: pim.load is LoadFrom.BANK,
