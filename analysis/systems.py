@@ -89,5 +89,7 @@ def systems_figure(rows: Sequence[Row]) -> Figure:
         handles, labels = right.get_legend_handles_labels()
         drawn.legend(handles, labels, loc="upper center", ncols=len(PARTS))
         right.tick_params(axis="y", length=0)
-        drawn.subplots_adjust(left=0.22, right=0.98, top=0.86, bottom=0.48 / (1.5 + 0.42 * len(rows)) + 0.04, wspace=0.08)
+        drawn.subplots_adjust(
+            left=0.22, right=0.98, top=0.86, bottom=0.48 / (1.5 + 0.42 * len(rows)) + 0.04, wspace=0.08
+        )
     return drawn

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from sim.links import Links
 from sim.machine import Chip, Machine, Positive, Rate, Strict, as_rate
-from sim.pim.use import PimUse
+from sim.pim.use import Operators, PimUse
 from sim.units import Bytes, Frequency, Time
 
 
@@ -128,6 +128,13 @@ class Hardware(Machine):
                 f"{self.array.rows}x{self.array.columns} array; at least {8 * tile} B"
             )
         return self
+
+    @property
+    def riding(self) -> bool:
+        """Whether vector operators are applied to the tiles of a product: not where operators are kept apart, and not
+        where products run in memory.
+        """
+        return self.operators == "overlapped" and not (self.pim and Operators.FC_DECODE in self.pim.operators)
 
     @property
     def pim_peak_flops_per_s(self) -> float:

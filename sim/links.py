@@ -1,8 +1,8 @@
 """Links between devices of one machine kind, and what a collective over them costs on each device.
 
 Devices form a ring, and each sends to one neighbour while it receives from the other. Costs are those of the ring
-algorithms (Patarasuk and Yuan, J. Parallel and Distributed Computing 69, 2009): the bytes that a device sends, and one latency
-a step.
+algorithms (Patarasuk and Yuan, J. Parallel and Distributed Computing 69, 2009): the bytes that a device sends, and one
+latency a step.
 """
 
 from __future__ import annotations

@@ -66,10 +66,10 @@ class TaskTable:
     dram_read_bytes: ndarray
     dram_write_bytes: ndarray
     link_bytes: ndarray
-    pim_macs: ndarray = None  # type: ignore[assignment]  # those of units in the memory; none where not given
+    pim_macs: ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of units in the memory; none if empty
 
     def __post_init__(self) -> None:
-        if self.pim_macs is None:
+        if len(self.pim_macs) != len(self.macs):
             object.__setattr__(self, "pim_macs", np.zeros_like(self.macs))
 
 

@@ -309,7 +309,9 @@ class Report:
         return {
             "peak_flops_per_s": peak,
             "flops": self._pim_flops,
-            "executed_macs": sum(p.repeat * int(w["pim_macs"].sum()) for p, w in zip(self.passes, self._work, strict=True)),
+            "executed_macs": sum(
+                p.repeat * int(w["pim_macs"].sum()) for p, w in zip(self.passes, self._work, strict=True)
+            ),
             "utilization": self._utilization.get(name, 0.0),
             "mac_utilization": self._pim_flops / (peak * time_s) if peak and time_s else 0.0,
             "operators": sorted(

@@ -84,9 +84,7 @@ class RooflineEngine:
                         times.append((now, now + length))
                     now += max(length for _, length in units)
                     rows.append(_row(op, block.name, number, work))
-        columns = {
-            f.name: np.array([task.get(f.name, 0) for task in tasks], np.int64) for f in fields(TaskTable)
-        }
+        columns = {f.name: np.array([task.get(f.name, 0) for task in tasks], np.int64) for f in fields(TaskTable)}
         start, end = (np.array(column, np.int64) for column in zip(*times, strict=True))
         return PassResult(
             name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated, repeat=work.repeat,
@@ -99,7 +97,9 @@ class RooflineEngine:
         machine = self.machine
         read, write = op.read_bytes, op.write_bytes
         if op.kind is OpKind.TRANSFER or any(t.tier != "device" for t in (*op.inputs, *op.outputs)):
-            raise ConfigError(f"operator {op.name} needs a further memory, but {machine.name} has none (tiers)", key=key)
+            raise ConfigError(
+                f"operator {op.name} needs a further memory, but {machine.name} has none (tiers)", key=key
+            )
         attrs = op.attrs
         if isinstance(attrs, CollectiveAttrs):
             if attrs.group > 1 and machine.links is None:
@@ -120,7 +120,9 @@ class RooflineEngine:
                     f"{', '.join(machine.formats)} only",
                     key="macs_per_cycle",
                 )
-            found.append(({"unit": COMPUTE, "macs": op.macs}, self._cycles(Fraction(op.macs, machine.macs_per_cycle[data]))))
+            found.append(
+                ({"unit": COMPUTE, "macs": op.macs}, self._cycles(Fraction(op.macs, machine.macs_per_cycle[data])))
+            )
         if op.vector_ops:
             length = self._cycles(Fraction(op.vector_ops, machine.vector_ops_per_cycle))
             found.append(({"unit": VECTOR, "vector_ops": op.vector_ops}, length))

@@ -141,7 +141,7 @@ def compare(
 
         with result_folder(target) as filled:
             for name, table in (("systems", systems), ("compare", rows)):
-                columns = {key: [row[key] for row in table] for key in table[0]}
+                columns: dict[str, list[object]] = {key: [row[key] for row in table] for key in table[0]}
                 (filled / f"{name}.csv").write_text(csv_text(columns), encoding="utf-8")
             save(systems_figure(systems), filled / "systems.png")
     if json:

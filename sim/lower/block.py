@@ -10,7 +10,15 @@ from sim.lower import attention, matmul
 from sim.lower.builder import Space, Template, Unit, Work
 from sim.lower.compute import Bits, whole
 from sim.lower.homes import Home, groups
-from sim.lower.in_memory import append_in_memory, append_last, attention_in_memory, in_memory, part_number
+from sim.lower.in_memory import (
+    append_in_memory,
+    append_last,
+    attention_in_memory,
+    in_memory,
+    multiply_in_memory,
+    part_number,
+    product_in_memory,
+)
 from sim.lower.moves import Operand, lower_collective, lower_custom, lower_move, lower_scatter, lower_vector
 from sim.lower.scope import Context, Scope, accumulator_bytes, where, width
 from sim.lower.transfer import lower_transfer
@@ -44,7 +52,7 @@ def lower_block(block: Block, context: Context) -> Template:
     serial = context.machine.operators == "serial"
     ends: tuple[int, ...] = ()
     ended: dict[int, tuple[int, ...]] = {}
-    for group in groups(scope.ops, scope.carried, not serial):
+    for group in groups(scope.ops, scope.carried, context.machine.riding):
         scope.builder.current_op = group.ops[0]
         part = part_number(scope.ops[group.ops[0]])
         scope.gate = ended.get(part, (scope.first,)) if serial else ()
@@ -77,7 +85,7 @@ def _lower(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
                 key=f"{scope.block_name}.{op.name}",
             )
     if op.kind is OpKind.MATMUL:
-        return _matmul(scope, numbers)
+        return multiply_in_memory(scope, op) if product_in_memory(scope, op) else _matmul(scope, numbers)
     if op.kind is OpKind.ATTENTION:
         return attention_in_memory(scope, op) if in_memory(scope, op) else _attention(scope, op)
     if op.kind in (OpKind.REDUCE, OpKind.ELEMENTWISE):

@@ -18,7 +18,6 @@ from sim.lower.buffers import Buffer, Ring
 from sim.passes import UnitRow
 from sim.units import cycles_to_ps
 
-
 Ints = NDArray[np.int64]
 Runs = tuple[Ints, Ints]
 """Runs of consecutive bursts: first of each, and how many."""
@@ -231,9 +230,7 @@ class Builder:
         each of them).
         """
         work = Work(sram_read=size) if write else Work(sram_write=size)
-        number = self._add(
-            core * PER_CORE + (Unit.STORE if write else Unit.LOAD), self.setup_ps, 0, 0, after, work
-        )
+        number = self._add(core * PER_CORE + (Unit.STORE if write else Unit.LOAD), self.setup_ps, 0, 0, after, work)
         t = self.template
         t.moved[number] = size
         for group, runs in pieces:
@@ -243,8 +240,7 @@ class Builder:
         return number
 
     def pim(self, jobs: Sequence[tuple[int, Ints]], after: Iterable[int], work: Work) -> int:
-        """Add a task for the units in the memory: `jobs` are (group of channels, rows of jobs that each of them does).
-        """
+        """Add a task for the units in the memory: `jobs` are (group of channels, rows of jobs of each)."""
         number = self._add(self.shared[PIM], self.setup_ps, 0, 0, after, work)
         t = self.template
         for group, rows in jobs:

@@ -76,10 +76,14 @@ def vector_task(
     machine = builder.machine
     pad = machine.scratchpad
     free = machine.vector.charge == "softmax" and function != "softmax"
-    cycles = 0 if free else max(
-        int(cost.vector_cycles(machine.vector, function, rows, columns, keep)) + more,
-        -(-sizes[0] // pad.read_bytes_per_cycle),
-        -(-sizes[1] // pad.write_bytes_per_cycle),
+    cycles = (
+        0
+        if free
+        else max(
+            int(cost.vector_cycles(machine.vector, function, rows, columns, keep)) + more,
+            -(-sizes[0] // pad.read_bytes_per_cycle),
+            -(-sizes[1] // pad.write_bytes_per_cycle),
+        )
     )
     work = Work(vector_ops=ops, sram_read=sizes[0], sram_write=sizes[1])
     return builder.task(core * PER_CORE + Unit.VECTOR, cycles, after, work)

@@ -93,9 +93,7 @@ def groups(ops: Sequence[Op], carried: frozenset[str] = ALONE, riding: bool = Tr
     return found
 
 
-def _rides(
-    ops: Sequence[Op], before: Op, number: int, reads: dict[str, list[int]], carried: frozenset[str]
-) -> bool:
+def _rides(ops: Sequence[Op], before: Op, number: int, reads: dict[str, list[int]], carried: frozenset[str]) -> bool:
     result, op = before.outputs[0].name, ops[number]
     if op.kind is not OpKind.ELEMENTWISE or result in carried:
         return False

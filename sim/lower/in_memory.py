@@ -6,11 +6,20 @@ from __future__ import annotations
 
 from sim.lower.homes import Home
 from sim.lower.pim import PimAttention, Place, lower_append
+from sim.lower.pim_product import lower_pim_product
 from sim.lower.scope import Scope, where, width
 from sim.pim.parts import part_number
-from workloads.trace import AttentionAttrs, Op, Role, Tensor
+from workloads.trace import AttentionAttrs, MatmulAttrs, Op, OpKind, Role, Tensor
 
-__all__ = ["append_in_memory", "append_last", "attention_in_memory", "in_memory", "part_number"]
+__all__ = [
+    "append_in_memory",
+    "append_last",
+    "attention_in_memory",
+    "in_memory",
+    "multiply_in_memory",
+    "part_number",
+    "product_in_memory",
+]
 
 
 def in_memory(scope: Scope, op: Op) -> bool:
@@ -27,10 +36,44 @@ def attention_in_memory(scope: Scope, op: Op) -> tuple[int, ...]:
     query, output = op.inputs[0], op.outputs[0]
     home, target = scope.home(query), scope.target(output)
     lowered = PimAttention(
-        b, plan, part_number(op), attrs, width(query), _place(home), _place(target), scope.start((op,)) or (scope.first,)
+        b,
+        plan,
+        part_number(op),
+        attrs,
+        width(query),
+        _place(home),
+        _place(target),
+        scope.start((op,)) or (scope.first,),
     )
     ends = lowered.lower(barrier=scope.machine.operators == "serial")
     b.decide(unit="memory", attention="in memory", input=where(home), output=where(target))
+    return scope.settle([(output, target)], ends)
+
+
+def product_in_memory(scope: Scope, op: Op) -> bool:
+    """Whether an operator is a product with weights that are in rows for the units in the memory."""
+    plan = scope.context.pim
+    return plan is not None and op.kind is OpKind.MATMUL and op.inputs[1].name in plan.products
+
+
+def multiply_in_memory(scope: Scope, op: Op) -> tuple[int, ...]:
+    """Lower a product with weights for the units in the memory."""
+    plan, attrs = scope.context.pim, op.attrs
+    assert plan is not None
+    assert isinstance(attrs, MatmulAttrs)
+    (left, weight, *rest), output = op.inputs, op.outputs[0]
+    home, target = scope.home(left), scope.target(output)
+    shape = plan.products[weight.name]
+    ends = lower_pim_product(
+        scope.builder, plan, shape, attrs.m, bool(rest), width(left), _place(home), _place(target),
+        scope.start((op,)) or (scope.first,),
+    )  # fmt: skip
+    scope.builder.decide(
+        unit="memory",
+        tile=f"{attrs.m} vectors x {shape.tiles * shape.chunks} rows",
+        input=where(home),
+        output=where(target),
+    )
     return scope.settle([(output, target)], ends)
 
 
@@ -51,6 +94,7 @@ def append_last(scope: Scope) -> list[int]:
     """Lower the appends noted before, behind everything else of the block; returns what ends them."""
     plan = scope.context.pim
     ends: list[int] = []
+    current = scope.builder.current_op
     for number, ready in scope.later:
         assert plan is not None
         op = scope.ops[number]
@@ -58,6 +102,7 @@ def append_last(scope: Scope) -> list[int]:
         scope.gate = ready
         sources = [t for t in op.inputs if t.role is Role.ACTIVATION]
         ends += lower_append(scope.builder, plan, part_number(op), _source(scope, sources), ready, width(op.outputs[0]))
+    scope.builder.current_op = current
     return ends
 
 

@@ -75,9 +75,7 @@ def link(
     before: list[Ints] = []
     after: list[Ints] = []
     columns: dict[str, list[Ints]] = {name: [] for name in ("unit", "ticks", "tail", "cold", "op", "moved")}
-    work: dict[str, list[Ints]] = {
-        name: [] for name in WORK
-    }
+    work: dict[str, list[Ints]] = {name: [] for name in WORK}
     seg_task: list[Ints] = []
     seg_start: list[Ints] = []
     seg_bytes: list[Ints] = []
@@ -125,7 +123,9 @@ def link(
         seg_start.append((start[None, :] + numbers * stride[t.seg_space][None, :]).ravel())
         seg_bytes.append(np.tile(t.seg_bytes, repeat))
         assert repeat == 1 or not (template.local_task or template.jobs), "rows of one layer have no stride"
-        local.add(tasks, template.local_task, template.local_group, [np.stack(runs, 1) for runs in template.local_bursts])
+        local.add(
+            tasks, template.local_task, template.local_group, [np.stack(runs, 1) for runs in template.local_bursts]
+        )
         jobs.add(tasks, template.job_task, template.job_group, template.jobs)
         tasks += repeat * t.tasks
         ops += repeat * op_count
@@ -305,8 +305,8 @@ class _Segments:
 
     @staticmethod
     def of(
-        task: Ints, start: Ints, size: Ints, is_memory: NDArray[np.bool_], memory: Memory, channels: int, symmetry: bool,
-        local: _Local, group_of_channel: Ints | None,
+        task: Ints, start: Ints, size: Ints, is_memory: NDArray[np.bool_], memory: Memory, channels: int,
+        symmetry: bool, local: _Local, group_of_channel: Ints | None,
     ) -> _Segments:  # fmt: skip
         burst = memory.burst_bytes
         first = start // burst

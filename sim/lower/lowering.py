@@ -63,7 +63,7 @@ def activation_bytes(machine: Hardware) -> int:
 def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = True) -> Lowered:
     """Lower `work` for `machine`. Raises ConfigError for formats and operators that the machine has no unit for."""
     share = activation_bytes(machine)
-    kept = on_chip(work.blocks, share, riding=machine.operators != "serial")
+    kept = on_chip(work.blocks, share, riding=machine.riding)
     streaming = scratchpad_bytes(machine, share > 0)
     carried = max(
         (t.resident_bytes for b in work.blocks for op in b.ops for t in (*op.inputs, *op.outputs) if t.name == CARRIED),

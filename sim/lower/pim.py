@@ -15,7 +15,6 @@ from itertools import groupby
 from sim import cost
 from sim.lower.builder import PIM_PORT, Builder, Held, Ints, Space, Work
 from sim.lower.compute import vector_task, whole
-from sim.pim.jobs import instructions
 from sim.pim.placement import Alike, Request
 from sim.pim.plan import PimPlan, Runs
 from workloads.attrs import SOFTMAX_VECTOR_OPS
@@ -98,7 +97,7 @@ class PimAttention:
         return turn.copies * whole(self.tail(turn) * self.plan.layout.heads * self.attrs.v_head_dim * self.element)
 
     def batches(self) -> Iterator[list[int]]:
-        """Numbers of turns whose remaining values are loaded together: many channels at once, as far as there is room."""
+        """Numbers of turns whose remaining values are loaded together: many channels at once, as far as fits."""
         limit = self.builder.scratchpads[0].capacity // TAIL_PARTS
         batch: list[int] = []
         size = 0
@@ -208,7 +207,7 @@ class PimAttention:
         """Hand jobs to the units of a group of channels, through the shared port where there is one."""
         b, maker = self.builder, self.plan.maker
         if PIM_PORT in b.shared:
-            cycles = turn.copies * int(instructions(maker.memory, jobs).sum())
+            cycles = turn.copies * maker.costs.instructions(jobs)
             ready = (b.task(b.shared[PIM_PORT], cycles, ready),)
         results = turn.copies * maker.readouts(jobs) * whole(self.plan.layout.banks * self.element)
         return b.pim([(turn.number, jobs)], ready, Work(sram_write=results, pim_macs=turn.copies * maker.macs(jobs)))

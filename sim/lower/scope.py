@@ -75,7 +75,9 @@ class Scope:
         self.builder = Builder(context.machine, context.scratchpad_bytes, context.align_bytes)
         self.first = self.builder.sync(())
         self.homes = {
-            name: Home(name in context.kept, Space.ACTIVATION, self.builder.region(Space.ACTIVATION, size), (self.first,))
+            name: Home(
+                name in context.kept, Space.ACTIVATION, self.builder.region(Space.ACTIVATION, size), (self.first,)
+            )
             for name, size in context.carried
         }
         self.appended: dict[str, tuple[int, ...]] = {}

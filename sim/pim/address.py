@@ -1,4 +1,4 @@
-"""Where a place of a row (bank, row, burst of the row) is among a channel's bursts: the inverse of the address decoder."""
+"""Where a burst of a row (bank, row, column) is among a channel's bursts: the inverse of the address decoder."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class RowAddresses:
         top = next(name for name, _ in memory.fields if name != "ch")
         if top != "ro" or memory.bank_hash != "none":
             raise ConfigError(
-                f"is {memory.mapping!r} with bank_hash {memory.bank_hash}, but rows for processing in memory can be set "
-                "apart only where the most significant field is the row and no hash is used",
+                f"is {memory.mapping!r} with bank_hash {memory.bank_hash}, but rows for processing in memory can be "
+                "set apart only where the most significant field is the row and no hash is used",
                 key="memory.settings.mapping",
             )
         o = memory.organisation
@@ -69,7 +69,7 @@ class RowAddresses:
                 high = middle
             else:
                 low = middle + 1
-        return low * group
+        return int(low * group)
 
 
 def runs(bursts: Ints) -> tuple[Ints, Ints]:

@@ -80,8 +80,7 @@ class PimRunner:
         sections = [section for stretch in stretches for section in stretch.sections]
         carried = handed_on(sections)
         share = activation_bytes(self.machine)
-        riding = self.machine.operators != "serial"
-        kept = on_chip([section.block for section in sections], share, frozenset(carried), riding)
+        kept = on_chip([section.block for section in sections], share, frozenset(carried), self.machine.riding)
         pieces = []
         for stretch in stretches:
             ran: dict[str, Ran] = {}
@@ -125,7 +124,8 @@ class PimRunner:
 def _check_overlap(work: Pass, plans: Mapping[str, BlockPlan]) -> None:
     if not plans:
         raise ConfigError(
-            f"is always, but pass {work.name} has no attention that runs in memory to overlap with", key="pim.interleave"
+            f"is always, but pass {work.name} has no attention that runs in memory to overlap with",
+            key="pim.interleave",
         )
     for name, plan in plans.items():
         if any(not part.lengths for part in plan.parts):

@@ -111,8 +111,10 @@ class Alike:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """All channels with requests. `kv_rows` and `vector_rows`: those of the fullest channel, for keys and values of one
-    layer and for the vectors that all layers share; `loads`: ticks of each channel by the estimate, of each part.
+    """All channels, those without requests too.
+
+    `kv_rows` and `vector_rows`: those of the fullest channel, for keys and values of one layer and for the vectors that
+    all layers share; `loads`: ticks of each channel by the estimate, of each part.
     """
 
     groups: tuple[Alike, ...]
@@ -151,9 +153,7 @@ def place(
     """
     found: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for channel in range(len(parts[0])):
-        lengths = tuple(tuple(part[channel]) for part in parts)
-        if any(lengths):
-            found.setdefault(lengths, []).append(channel)
+        found.setdefault(tuple(tuple(part[channel]) for part in parts), []).append(channel)
     groups = []
     kv_rows = vector_rows = 0
     for lengths, members in found.items():

@@ -6,7 +6,7 @@ simulated. Row numbers mean a row in all banks, bank numbers count through a cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sim.kernels import pim_tables as at
 from sim.pim.address import RowAddresses, runs
+from sim.pim.estimate import JobCosts
 from sim.pim.placement import KvLayout, Placement, Request
 from sim.standards import Memory
 
@@ -31,6 +32,7 @@ class JobMaker:
     memory: Memory
     layout: KvLayout
     queries: int
+    costs: JobCosts
 
     @property
     def query_vectors(self) -> int:
@@ -83,6 +85,15 @@ class JobMaker:
             LOAD_ROW=places[:, 1],
         )  # fmt: skip
 
+    def product(self, shape: ProductRows, places: Ints) -> Ints:
+        """Jobs for one vector times a matrix, on each channel: for each stretch of the vector all its rows."""
+        length = np.minimum(shape.row_elements, shape.k - np.arange(shape.chunks) * shape.row_elements)
+        return self._jobs(
+            shape.chunks, TILES=shape.tiles, GROUPS=1, DOTS=[self._steps(n) for n in length.tolist()],
+            ROW=shape.row + np.arange(shape.chunks) * shape.tiles, STEP=1, LOAD_BANK=places[:, 0],
+            LOAD_ROW=places[:, 1],
+        )  # fmt: skip
+
     def macs(self, jobs: Ints) -> int:
         """Multiply-accumulates that the units of one channel do for `jobs`, padding included."""
         assert self.memory.pim is not None
@@ -98,7 +109,7 @@ class JobMaker:
         assert self.memory.pim is not None
         return -(-elements // self.memory.pim.macs)
 
-    def _jobs(self, count: int, **columns: Ints | int) -> Ints:
+    def _jobs(self, count: int, **columns: Ints | list[int] | int) -> Ints:
         assert self.memory.pim is not None
         jobs = np.zeros((count, at.JOB_FIELDS), np.int64)
         jobs[:, at.KERNEL] = self.memory.pim.kernel_number(KERNEL)
@@ -108,10 +119,37 @@ class JobMaker:
         return jobs
 
 
+@dataclass(frozen=True, slots=True)
+class ProductRows:
+    """Rows of a k x n matrix of weights from `row` on, on each channel: a row holds `row_elements` of one column."""
+
+    k: int
+    n: int
+    channels: int
+    banks: int
+    row_elements: int
+    row: int
+
+    @property
+    def chunks(self) -> int:
+        """Stretches of the vector that a load brings."""
+        return -(-self.k // self.row_elements)
+
+    @property
+    def tiles(self) -> int:
+        """Rows for one stretch: columns are dealt out over channels, then over banks."""
+        return -(-self.n // (self.channels * self.banks))
+
+    @property
+    def rows(self) -> int:
+        """All rows."""
+        return self.chunks * self.tiles
+
+
 @dataclass(frozen=True)
 class PimPlan:
     """Everything that the lowering asks about a pass. `vector_row`: first row of the vectors to load, behind the caches
-    of all layers; `caches`: names of the tensors that are kept in this way.
+    of all layers; `caches`: names of the tensors that are kept in this way; `products`: rows of weights by name.
     """
 
     maker: JobMaker
@@ -119,6 +157,7 @@ class PimPlan:
     placement: Placement
     vector_row: int
     caches: frozenset[str]
+    products: Mapping[str, ProductRows]
 
     @property
     def layout(self) -> KvLayout:

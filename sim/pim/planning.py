@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -11,13 +12,13 @@ from sim.capacity import passing_bytes
 from sim.errors import ConfigError
 from sim.hardware import Hardware
 from sim.pim.address import RowAddresses
-from sim.pim.jobs import job_ticks
+from sim.pim.estimate import JobCosts
 from sim.pim.parts import Part, cut_lengths, named
 from sim.pim.placement import KvLayout, Placement, Request, deal, halves, place
-from sim.pim.plan import Ints, JobMaker, PimPlan
+from sim.pim.plan import Ints, JobMaker, PimPlan, ProductRows
 from sim.pim.use import Operators
 from workloads.formats import format_bits
-from workloads.trace import AttentionAttrs, Block, Op, OpKind, Pass, Role
+from workloads.trace import AttentionAttrs, Block, MatmulAttrs, Op, OpKind, Pass, Role
 
 CAUSAL = ("causal", "full")
 """Masks under which a decode step sees all that is cached."""
@@ -69,13 +70,15 @@ def plan_pass(machine: Hardware, work: Pass, overlap: bool) -> dict[str, BlockPl
     blocks = {block.name: block for block in work.blocks}
     first = addresses.first_free_row(_ordinary_bursts(machine, work, wanted))
     row = first
+    costs = JobCosts(memory)
     placed: dict[str, tuple[JobMaker, Placement, tuple[Part, ...]]] = {}
     for name, op in wanted.items():
-        maker = _maker(machine, op)
+        maker = _maker(machine, op, costs)
         layout = maker.layout
         attrs = op.attrs
         assert isinstance(attrs, AttentionAttrs)
 
+        @cache
         def estimate(past: int, maker: JobMaker = maker) -> int:
             return estimate_ticks(maker, past)
 
@@ -94,13 +97,63 @@ def plan_pass(machine: Hardware, work: Pass, overlap: bool) -> dict[str, BlockPl
         copies = sum(1 for o in blocks[name].ops if o.kind is OpKind.ATTENTION and why_not(machine, o) is None)
         row += placement.kv_rows * blocks[name].repeat * copies
         placed[name] = (maker, placement, parts)
-    needed = row - first + max(placement.vector_rows for _, placement, _ in placed.values())
+    products: dict[str, ProductRows] = {}
+    vectors_of_products = 0
+    for name in wanted:
+        row, vectors_here = _place_products(machine, blocks[name], addresses, row, products)
+        vectors_of_products = max(vectors_of_products, vectors_here)
+    needed = row - first + max(vectors_of_products, *(placement.vector_rows for _, placement, _ in placed.values()))
     if first + needed > addresses.rows:
         _refuse(machine, addresses, first, needed, placed)
     return {
-        name: BlockPlan(PimPlan(maker, addresses, placement, row, _caches(blocks[name], parts, machine)), parts)
+        name: BlockPlan(
+            PimPlan(maker, addresses, placement, row, _caches(blocks[name], parts, machine), products), parts
+        )
         for name, (maker, placement, parts) in placed.items()
     }
+
+
+def product_in_memory(machine: Hardware, op: Op) -> bool:
+    """Whether an operator is a product with weights that runs in memory."""
+    attrs = op.attrs
+    return (
+        machine.pim is not None
+        and Operators.FC_DECODE in machine.pim.operators
+        and isinstance(attrs, MatmulAttrs)
+        and attrs.batch == 1
+        and attrs.group_m is None
+        and op.inputs[1].role is Role.WEIGHT
+    )
+
+
+def _place_products(
+    machine: Hardware, block: Block, addresses: RowAddresses, row: int, products: dict[str, ProductRows]
+) -> tuple[int, int]:
+    """Give weights rows from `row` on; the first row behind all layers' weights, and rows for the vectors of a product.
+
+    Raises ConfigError for weights in another format than the units'.
+    """
+    pim = machine.dram.pim
+    assert pim is not None
+    element = int(pim.element)
+    vectors = layer = 0
+    for op in block.ops:
+        if not product_in_memory(machine, op):
+            continue
+        attrs, weight = op.attrs, op.inputs[1]
+        assert isinstance(attrs, MatmulAttrs)
+        if format_bits(weight.format) != 8 * element:
+            raise ConfigError(
+                f"operator {op.name} has weights in {weight.format}, but the units in {machine.memory.standard} "
+                f"work on elements of {8 * element} bits",
+                key="pim.operators",
+            )
+        elements = min(addresses.row_bytes, int(pim.vector)) // element
+        shape = ProductRows(attrs.k, attrs.n, machine.memory.channels, addresses.banks, elements, row + layer)
+        products[weight.name] = shape
+        layer += shape.rows
+        vectors = max(vectors, -(-attrs.m * shape.chunks // addresses.banks))
+    return row + layer * block.repeat, vectors
 
 
 def estimate_ticks(maker: JobMaker, past: int) -> int:
@@ -108,17 +161,16 @@ def estimate_ticks(maker: JobMaker, past: int) -> int:
     if not past:
         return 0
     request = Request(past, 0, 0, 0, 0)
-    places = _nowhere(maker.query_vectors)
-    keys = job_ticks(maker.memory, maker.keys(request, places))
-    places = _nowhere(maker.vector_count(past) - maker.query_vectors)
-    return int(keys.sum() + job_ticks(maker.memory, maker.values(request, places)).sum())
+    keys = maker.keys(request, _nowhere(maker.query_vectors))
+    values = maker.values(request, _nowhere(maker.vector_count(past) - maker.query_vectors))
+    return maker.costs.ticks(keys) + maker.costs.ticks(values)
 
 
 def _nowhere(count: int) -> Ints:
     return np.zeros((count, 2), np.int64)
 
 
-def _maker(machine: Hardware, op: Op) -> JobMaker:
+def _maker(machine: Hardware, op: Op, costs: JobCosts) -> JobMaker:
     memory, attrs = machine.dram, op.attrs
     assert isinstance(attrs, AttentionAttrs)
     pim = memory.pim
@@ -140,7 +192,7 @@ def _maker(machine: Hardware, op: Op) -> JobMaker:
         value_dim=attrs.v_head_dim,
         collected=memory.burst_bytes // int(pim.element) if machine.pim and machine.pim.append == "collected" else 1,
     )
-    return JobMaker(memory, layout, attrs.heads // attrs.kv_heads)
+    return JobMaker(memory, layout, attrs.heads // attrs.kv_heads, costs)
 
 
 def _caches(block: Block, parts: tuple[Part, ...], machine: Hardware) -> frozenset[str]:
@@ -156,7 +208,7 @@ def _caches(block: Block, parts: tuple[Part, ...], machine: Hardware) -> frozens
 
 
 def _ordinary_bursts(machine: Hardware, work: Pass, wanted: Mapping[str, Op]) -> int:
-    """Bursts of a channel that everything else takes: weights, other caches, activations of the largest operator twice."""
+    """Bursts of a channel for everything else: weights, other caches, twice the largest operator's activations."""
     weights: dict[str, int] = {}
     caches = 0
     for block in work.blocks:
@@ -164,7 +216,7 @@ def _ordinary_bursts(machine: Hardware, work: Pass, wanted: Mapping[str, Op]) ->
         kept = {t.name for t in wanted[block.name].inputs[1:3]} if block.name in wanted else set()
         for op in block.ops:
             for tensor in (*op.inputs, *op.outputs):
-                if tensor.role is Role.WEIGHT:
+                if tensor.role is Role.WEIGHT and not (block.name in wanted and product_in_memory(machine, op)):
                     times = 1 if block.weights_shared else block.repeat
                     weights[tensor.name] = max(weights.get(tensor.name, 0), times * tensor.resident_bytes)
                 elif tensor.role is Role.KV and tensor.name not in kept:
@@ -183,9 +235,9 @@ def _refuse(
     row = addresses.row_bytes * addresses.banks
     requests = max(sum(len(part.lengths) for part in parts) for _, _, parts in placed.values())
     raise ConfigError(
-        f"the KV cache of {requests} requests needs {needed} rows ({needed * row / gib:.2f} GiB) in the fullest channel, but "
-        f"{addresses.rows - first} of its {addresses.rows} rows ({(addresses.rows - first) * row / gib:.2f} GiB) are left "
-        f"beside weights and activations; fewer requests, more channels ({machine.memory.channels} now), or another "
+        f"the KV cache of {requests} requests needs {needed} rows ({needed * row / gib:.2f} GiB) in the fullest "
+        f"channel, but {addresses.rows - first} of its {addresses.rows} rows "
+        f"({(addresses.rows - first) * row / gib:.2f} GiB) are left beside weights and activations; fewer requests, more channels ({machine.memory.channels} now), or another "
         f"placement ({machine.pim.placement if machine.pim else ''} now) would help",
         key="memory.channels",
     )

@@ -129,8 +129,8 @@ def interleaved(block: Block, parts: Sequence[Part], apart: bool) -> list[Stretc
 
 
 def handed_on(sections: Sequence[Section]) -> dict[str, int]:
-    """The residual stream, and other activations that one section leaves to a later one or to itself the next time, with
-    their bytes.
+    """The residual stream, and other activations that one section leaves to a later one or to itself the next time,
+    with their bytes.
     """
     made = {t.name for s in sections for op in s.block.ops for t in op.outputs if t.role is Role.ACTIVATION}
     found: dict[str, int] = {CARRIED: 0}

@@ -7,7 +7,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sim.machine import Strict
 from sim.pim.placement import Policy
@@ -33,7 +33,8 @@ class PimUse(Strict):
 
     operators: tuple[Operators, ...] = Field(
         default=(Operators.ATTENTION,),
-        description="attention: scores and weighted values of decode steps; fc_decode: their matrix products too",
+        description="attention: scores and weighted values of decode steps; fc_decode: with it, its layers' products "
+        "with weights, a vector at a time",
     )
     interleave: Interleave = Field(default=Interleave.NEVER, description="never, always, or auto: whichever is faster")
     placement: Policy = Field(default=Policy.GREEDY, description="how requests are dealt out over channels")
@@ -45,3 +46,9 @@ class PimUse(Strict):
         description="new values: collected in order of positions until they fill a burst of each element's row; rows: "
         "written there at once, each in a burst of its own; none: keys and values are not written at all",
     )
+
+    @model_validator(mode="after")
+    def _together(self) -> PimUse:
+        if Operators.FC_DECODE in self.operators and Operators.ATTENTION not in self.operators:
+            raise ValueError("operators: fc_decode goes with attention: list both")
+        return self
