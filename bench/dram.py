@@ -1,16 +1,19 @@
 """Requests a second of single memory channels, beside bars and a baseline of the same run: `python -m bench.dram`.
 
 The baseline is the same requests with the steady-state shortcut switched off and offered one by one, which must take
-the same cycles and the same commands.
+the same cycles and the same commands. A second table says what share of the peak a stream reaches on every memory that
+ships; `--write` puts it into docs/memory.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -18,12 +21,17 @@ from rich.table import Table
 
 from bench._measure import best
 from sim.dram_unit import Replay, Requests, replay_requests, summary
-from sim.standards import Memory, load_memory
+from sim.output import write_text
+from sim.standards import Memory, Refresh, load_memory
 
 MEMORIES = ("ddr4-3200", "ddr4-3200-matched", "hbm2", "hbm2-neupims")
 RANDOM, STREAM = 200_000, 4_000_000
 """Requests of a run; the capacity of a channel may allow fewer."""
 IDLE_CLOCKS = 10**9
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = ROOT / "docs" / "memory.md"
+SHARED = 200_000
+"""Bursts of the streams whose share of the peak is compared."""
 BARS = {"random reads": 3e6, "stream of reads": 30e6, "stream of writes": 30e6}
 """Requests a second on one channel of DDR4, one core, kernels loaded."""
 PEERS = {"random reads": "DRAMsim3, Ramulator 2: about 1e5 requests a CPU second (published runs: 1e3 to 4e5)"}
@@ -108,8 +116,48 @@ def idle() -> tuple[float, int]:
     return seconds, int(summary(memory, requests, replayed, check=False)["refreshes"])
 
 
+def stream_share(memory: Memory, is_write: int, bursts: int = SHARED) -> float:
+    """Share of the peak that a stream reaches, from the first request to the last beat of its data."""
+    from sim.kernels import dram_tables as at
+
+    n = min(bursts, memory.bursts_per_channel)
+    state = replay_requests(memory, columns(np.arange(n), np.full(n, is_write), memory), 1, follow=False).state
+    return n * memory.burst_ticks / memory.organisation.pseudo_channels / int(state.scalar[0, at.LAST_END])
+
+
+STREAM_HEADS = ("memory", "refresh", "all banks at once leave", "stream of reads", "of writes")
+
+
+def stream_rows() -> list[tuple[str, ...]]:
+    """Rows under STREAM_HEADS, one for each memory that ships, with its default settings."""
+    rows = []
+    for name in sorted(path.stem for path in (ROOT / "hwconfigs" / "memories").glob("*.yaml")):
+        memory = load_memory(name)
+        left = 1 - memory.timings["tRFC"] / memory.timings["tREFI"]
+        shares = (left, stream_share(memory, 0), stream_share(memory, 1))
+        refresh = memory.refresh.value
+        if memory.refresh is Refresh.STAGGERED and memory.organisation.ranks == 1:
+            refresh = "all banks"
+        rows.append((f"`{name}`", refresh, *(f"{100 * share:.1f} %" for share in shares)))
+    return rows
+
+
+def renewed(text: str) -> str:
+    """The document with its table of streams as measured now."""
+    head, begin, rest = text.partition("<!-- streams -->\n")
+    _, end, tail = rest.partition("<!-- end streams -->")
+    lines = [STREAM_HEADS, ("---",) * len(STREAM_HEADS), *stream_rows()]
+    table = "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    return head + begin + table + end + tail
+
+
 def main() -> int:
-    """Print the table; 0 if all results are equal with the shortcuts on and off, 1 if not. Times are only shown."""
+    """Print the tables; 0 if all results are equal with the shortcuts on and off, 1 if not. Times are only shown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="only renew the table of streams in docs/memory.md")
+    if parser.parse_args().write:
+        write_text(DOCUMENT, renewed(DOCUMENT.read_text(encoding="utf-8")))
+        return 0
     began = time.perf_counter()
     rows = [measure(name, pattern) for name in MEMORIES for pattern in PATTERNS]
     table = Table(title="opcycle: requests a second on one channel, one core")
@@ -127,6 +175,10 @@ def main() -> int:
     console.print(table)
     console.print("one by one: every request offered singly and followed, no steady-state shortcut")
     console.print("; ".join(f"Peers, published, {pattern}: {text}" for pattern, text in PEERS.items()))
+    streams = Table(*STREAM_HEADS, title=f"Share of the peak that a stream of {SHARED:,} bursts reaches")
+    for cells in stream_rows():
+        streams.add_row(*cells)
+    console.print(streams)
     seconds, refreshes = idle()
     console.print(f"Idle: {IDLE_CLOCKS:,} clocks with {refreshes:,} refreshes in {seconds * 1e3:.2f} ms")
     console.print(f"Whole bench: {time.perf_counter() - began:.0f} s")

@@ -1,7 +1,8 @@
 """Random requests on every memory that ships, replayed against its rule table: `python -m bench.violations`.
 
-Prints, for each memory, how many commands were checked and how many break a rule; exits with 1 if any does. Requests
-are reads and writes at random places and times, a tenth of them to the neighbour of the one before.
+Every scheduler serves its share on every memory, in parts that take all the ways of refreshing and of closing pages in
+turn. Prints how many commands were checked and how many break a rule; exits with 1 if any does. Requests are reads and
+writes at random places and times, a tenth of them to the neighbour of the one before.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,9 @@ from rich.table import Table
 
 from sim.dram_check import check_log
 from sim.dram_unit import Requests, replay_requests
+from sim.errors import ConfigError
 from sim.kernels import dram_tables as at
-from sim.standards import Memory, load_memory
+from sim.standards import Memory, Page, Policy, Refresh, load_memory
 
 MEMORIES = Path(__file__).resolve().parent.parent / "hwconfigs" / "memories"
 PART = 50_000
@@ -38,39 +41,61 @@ def random_requests(memory: Memory, count: int, seed: int) -> Requests:
     return Requests(burst * memory.burst_bytes, writes, np.cumsum(pause))
 
 
-def check(memory: Memory, count: int) -> tuple[int, int, tuple[str, ...]]:
-    """(commands, violations, the first in words) of `count` random requests."""
+def kinds(name: str, policy: str) -> list[Memory]:
+    """The memory with every way of refreshing and of closing pages that it and the scheduler know, defaults first."""
+    found = [load_memory(name, {"policy": policy})]
+    for refresh, page in product(Refresh, Page):
+        try:
+            found.append(load_memory(name, {"policy": policy, "refresh": refresh.value, "page": page.value}))
+        except ConfigError:
+            continue  # the memory has no such command, or the scheduler never does that
+    return found
+
+
+def check(name: str, policy: str, count: int) -> tuple[int, int, int, tuple[str, ...]]:
+    """(kinds, commands, violations, the first in words) of `count` random requests dealt out to the kinds in parts."""
+    memories = kinds(name, policy)
+    part = min(PART, -(-count // len(memories)))
     commands = violations = 0
-    examples: tuple[str, ...] = ()
-    for seed in range(-(-count // PART)):
-        requests = random_requests(memory, min(PART, count - seed * PART), seed)
-        replayed = replay_requests(memory, requests, 1, log=8 * PART, follow=False)
+    examples: list[str] = []
+    for seed in range(-(-count // part)):
+        memory = memories[seed % len(memories)]
+        requests = random_requests(memory, min(part, count - seed * part), seed)
+        replayed = replay_requests(memory, requests, 1, log=8 * part, follow=False)
         logged = int(replayed.state.scalar[0, at.LOGGED])
-        if logged >= 8 * PART:
+        if logged >= 8 * part:
             raise RuntimeError(f"{memory.name}: the log is full")
         found = check_log(memory, replayed.state.log[0, :logged])
         commands, violations = commands + logged, violations + found.count
-        examples = examples or found.examples
-    return commands, violations, examples
+        examples += [f"{memory.refresh}, {memory.controller.page}: {text}" for text in found.examples[:3]]
+    return len(memories), commands, violations, tuple(examples)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("memories", nargs="*", help="names; all that ship without any")
-    parser.add_argument("--requests", type=int, default=1_000_000, help="of each memory")
+    parser.add_argument("--requests", type=int, default=1_000_000, help="of each memory and scheduler")
     options = parser.parse_args()
-    table = Table("memory", "requests", "commands", "violations", "seconds")
+    began = time.perf_counter()
+    table = Table("memory", "scheduler", "kinds", "requests", "commands", "violations", "seconds")
     broken = False
     for name in options.memories or sorted(path.stem for path in MEMORIES.glob("*.yaml")):
-        started = time.perf_counter()
-        commands, violations, examples = check(load_memory(name), options.requests)
-        broken |= violations > 0
-        table.add_row(
-            name, f"{options.requests:,}", f"{commands:,}", f"{violations:,}", f"{time.perf_counter() - started:.1f}"
-        )
-        for text in examples[:3]:
-            table.add_row("", "", text, "", "")
-    Console().print(table)
+        for policy in Policy:
+            started = time.perf_counter()
+            tried, commands, violations, examples = check(name, policy.value, options.requests)
+            broken |= violations > 0
+            table.add_row(
+                name, policy.value, str(tried), f"{options.requests:,}", f"{commands:,}", f"{violations:,}",
+                f"{time.perf_counter() - started:.1f}",
+            )  # fmt: skip
+            for text in examples[:3]:
+                table.add_row("", "", "", "", text, "", "")
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(table)
+    console.print(
+        f"kinds: ways of refreshing ({', '.join(Refresh)}) and of closing pages ({', '.join(Page)}) that both know; "
+        f"{time.perf_counter() - began:.0f} s"
+    )
     return int(broken)
 
 

@@ -112,8 +112,10 @@ def with_power_down(memory: Memory, counts: MemoryCounts) -> MemoryCounts:
 
     `fast`: all of it is power-down. `self_refresh`: whole refresh intervals of it are self refresh, which also replaces
     the refreshes that fell into them; what is left stays standby. Entering and leaving take no time here, so both are
-    the most that a controller can save.
+    the most that a controller can save. With `power_down_after` the counts say already how long ranks slept.
     """
+    if memory.exit_timing:
+        return counts
     choice = memory.controller.power_down
     closed = counts.standby_ps.get("precharged", 0)
     standby, commands = dict(counts.standby_ps), dict(counts.commands)
@@ -178,7 +180,13 @@ def dram_rows(memory: Memory, counts: MemoryCounts, io_pj_per_bit: float | None 
             f"{memory.name} currents: {formula}",
         )
         rows.append(row)
-    return rows + interface_rows(memory.name, 8 * (counts.bytes_read + counts.bytes_written), io_pj_per_bit)
+    bits = 8 * (counts.bytes_read + counts.bytes_written)
+    if memory.pim is not None:
+        from sim.pim.energy import bits_moved, pim_rows
+
+        rows += pim_rows(memory, counts)
+        bits += bits_moved(memory, counts)
+    return rows + interface_rows(memory.name, bits, io_pj_per_bit)
 
 
 def interface_rows(memory_name: str, bits: int, io_pj_per_bit: float | None = None) -> list[EnergyRow]:

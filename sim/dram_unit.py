@@ -233,7 +233,7 @@ def summary(memory: Memory, requests: Requests, replayed: Replay, check: bool) -
     memory_counts = MemoryCounts(
         commands={"ACT": int(counts[at.ACT]), "RD": int(counts[at.RD]), "WR": int(counts[at.WR]),
                   "REFab": int(counts[at.REF]), "REFpb": int(counts[at.REFB]), "REFsb": int(counts[at.REFS])},
-        standby_ps={name: int(n * period) for name, n in zip(("active", "precharged", "refresh"), spent, strict=True)},
+        standby_ps={name: int(n * period) for name, n in zip(memory.standby_states, spent, strict=False)},
         bytes_read=read_bytes,
         bytes_written=write_bytes,
         row_hits=int(counts[at.HITS]),

@@ -7,11 +7,13 @@ from fractions import Fraction
 import numpy as np
 
 from sim.kernels import dram_tables as at
+from sim.kernels import pim_tables
 from sim.kernels.dram import advance, settle, standby
 from sim.kernels.machine import run, to_ps, to_tick
 from sim.kernels.program import NEVER, Result
 from sim.lower.link import Linked
 from sim.passes import MemoryCounts, Schedule
+from sim.pim.schema import PIM_COMMANDS
 from sim.standards import Memory, compile_memory, new_state
 
 COMMANDS = {
@@ -67,16 +69,23 @@ def _counts(
 ) -> MemoryCounts:
     """Counters of each class, times the channels that it stands for."""
     tick = int(to_tick(end_ps, period.numerator, period.denominator))
-    times = np.zeros(3, np.int64)
+    times = np.zeros(4, np.int64)
     for c in range(linked.weight.shape[0]):
         settle(t, state, c, tick)
         times += np.array(standby(t, state, c, tick), np.int64) * linked.weight[c]
     counts = linked.weight @ state.count
     picoseconds = [int(n) * period.numerator // period.denominator for n in times]
     busy = [int(n) * period.numerator // period.denominator for n in state.count[:, at.BUSY]]
+    commands = {name: int(counts[row]) for name, row in COMMANDS.items() if counts[row]}
+    in_memory: tuple[int, ...] = ()
+    if memory.pim is not None:
+        own = linked.weight @ state.pim[:, pim_tables.COUNTS : pim_tables.COUNTS + pim_tables.N_PIM]
+        commands |= {name: int(n) for name, n in zip(PIM_COMMANDS, own, strict=True) if n}
+        worked = [int(n) * period.numerator // period.denominator for n in state.pim[:, pim_tables.BUSY_TICKS]]
+        in_memory = tuple(worked[c] for c in linked.channels)
     return MemoryCounts(
-        commands={name: int(counts[row]) for name, row in COMMANDS.items() if counts[row]},
-        standby_ps=dict(zip(("active", "precharged", "refresh"), picoseconds, strict=True)),
+        commands=commands,
+        standby_ps=dict(zip(memory.standby_states, picoseconds, strict=False)),
         bytes_read=int(counts[at.RD]) * memory.burst_bytes,
         bytes_written=int(counts[at.WR]) * memory.burst_bytes,
         row_hits=int(counts[at.HITS]),
@@ -85,4 +94,5 @@ def _counts(
         channel_busy_ps=tuple(busy[c] for c in linked.channels),
         bytes_forwarded=int(counts[at.FORWARDED]) * memory.burst_bytes,
         bytes_merged=int(counts[at.ABSORBED]) * memory.burst_bytes,
+        pim_busy_ps=in_memory,
     )

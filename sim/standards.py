@@ -110,7 +110,8 @@ class Policy(StrEnum):
 class PowerDown(StrEnum):
     """What a rank whose banks are all closed does, for its energy: stand by, power down, or refresh itself.
 
-    Entering and leaving take no time in this model, so the two latter are what a controller can save at most.
+    Without `power_down_after`, entering and leaving take no time, so the two latter are what a controller can save at
+    most.
     """
 
     NONE = "none"
@@ -221,12 +222,16 @@ class Controller(Strict):
     """Scheduler, queue depths, write drain marks, row hits served in a row while an older request waits, and the age in
     ticks from which a read goes before writes and before other ranks' reads (writes are posted: nobody waits for them).
 
+    `power_down_after`: ticks after its last column command at which a rank, once closed, powers down or refreshes
+    itself; its next command, a refresh too, then waits tXP or tXS for it to wake.
+
     `page_idle` is the time without use after which an adaptive page is closed, `bank_queue` the depth of the further
     queues of each bank under the policy dramsim3.
     """
 
     policy: Policy
     power_down: PowerDown = PowerDown.NONE
+    power_down_after: Annotated[int, Field(ge=0, le=2**31)] | None = None
     read_queue: Entries
     write_queue: Entries
     drain_high: Entries
@@ -244,6 +249,11 @@ class Controller(Strict):
                 f"drain_low {self.drain_low} must be below drain_high {self.drain_high}, "
                 f"and that at most write_queue {self.write_queue}"
             )
+        if self.power_down_after is not None:
+            if self.power_down is PowerDown.NONE:
+                raise ValueError("power_down_after says when ranks power down, but power_down is none")
+            if self.policy is not Policy.FRFCFS:
+                raise ValueError(f"power_down_after is what policy {self.policy} does not know; it never powers down")
         if self.page is not Page.OPEN and self.policy is not Policy.FRFCFS:
             raise ValueError(f"page {self.page} is not what policy {self.policy} does; it leaves pages open")
         return self
@@ -272,7 +282,7 @@ class Memory(Strict):
     command_ticks: dict[str, Ticks] = Field(default_factory=dict, description="command bus occupancy where not 1")
     buses: Annotated[int, Field(ge=1, le=2)] = Field(description="2: row and column commands have buses of their own")
     refresh: Refresh
-    refresh_first: Ticks | None = Field(default=None, description="tick of the first refresh, if not the interval's end")
+    refresh_first: Ticks | None = Field(default=None, description="tick of the first refresh, if not that of the rank")
     mapping: str
     bank_hash: BankHash = BankHash.NONE
     currents: Currents
@@ -302,6 +312,8 @@ class Memory(Strict):
                     f"clock, of {self.clock_ticks} ticks"
                 )
         self._check_refresh()
+        if self.exit_timing and self.exit_timing not in self.timings:
+            raise ValueError(f"controller.power_down_after needs timings.{self.exit_timing}")
         if {"tRAS", "tRP"} <= set(self.timings) and self.activation_charge <= 0:
             raise ValueError(
                 "currents: an activation would yield energy, as IDD0 is too low for this IDD3N; if that is with all "
@@ -324,9 +336,9 @@ class Memory(Strict):
             raise ValueError(f"refresh_first is {self.refresh_first}, but must be from 1 to tREFI")
         if not any((r.before, r.after) == (command, "ACT") for r in self.rule_rows):
             raise ValueError(f"refresh: {self.refresh} needs the command {command}, for which there are no rules")
-        if self.refresh in (Refresh.POSTPONED, Refresh.PER_BANK, Refresh.SAME_BANK):
-            if self.controller.policy is not Policy.FRFCFS:
-                raise ValueError(f"refresh is {self.refresh}, which policy {self.controller.policy} never does")
+        ours_only = self.refresh is Refresh.POSTPONED or suffix
+        if ours_only and self.controller.policy is not Policy.FRFCFS:
+            raise ValueError(f"refresh is {self.refresh}, which policy {self.controller.policy} never does")
         if not suffix:
             return
         for name in ("tRFC" + suffix, "tREFI" + suffix):
@@ -343,6 +355,21 @@ class Memory(Strict):
         gap = max((r.gap for r in self.rule_rows if r.before == r.after == command and r.level != "bank"), default=1)
         if interval <= gap or interval * units <= self.timings["tRFC" + suffix]:
             raise ValueError(f"timings.tREFI{suffix} is {interval}, but the refreshes of a rank cannot come that fast")
+
+    @property
+    def exit_timing(self) -> str:
+        """The timing that a rank needs to wake, empty where none ever sleeps."""
+        if self.controller.power_down_after is None:
+            return ""
+        return "tXS" if self.controller.power_down is PowerDown.SELF_REFRESH else "tXP"
+
+    @property
+    def standby_states(self) -> tuple[str, ...]:
+        """The states that a channel counts the time of its ranks in."""
+        states = ("active", "precharged", "refresh")
+        return {"tXP": (*states, "precharged power-down"), "tXS": (*states, "self refresh")}.get(
+            self.exit_timing, states
+        )
 
     @property
     def refresh_interval(self) -> int:
@@ -617,6 +644,8 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     phase = [interval * (r + 1) // ranks if stagger else first for r in range(ranks)]
     if memory.refresh_first is not None:
         phase = [tick - phase[0] + memory.refresh_first for tick in phase]
+    # Refreshes of single banks come more often than a stretch is long, and at other places of it each time.
+    periodic = memory.controller.policy is Policy.FRFCFS and not memory.refresh.suffix and not memory.exit_timing
     window = np.asarray(windows, np.int64).reshape(-1, 4)
     command_ticks = [memory.command_ticks.get(name, 1) for name in COMMANDS]
     c = memory.controller
@@ -653,6 +682,9 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         refresh_apart=max([command_ticks[number[refresh]], *between]),
         postponable=MOST_POSTPONED if memory.refresh is Refresh.POSTPONED else 0,
         refresh_phase=integers(phase if interval else [k.NEVER] * ranks),
+        exit_ticks=timings[memory.exit_timing] if memory.exit_timing else 0,
+        sleep_after=c.power_down_after or 0,
+        self_refresh=int(memory.exit_timing == "tXS"),
         policy=list(Policy).index(c.policy),
         read_entries=c.read_queue,
         write_entries=c.write_queue,
@@ -674,7 +706,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         piece_to=integers([p.to for p in pieces]),
         piece_row=integers([p.row for p in pieces]),
         bursts=memory.bursts_per_channel,
-        steady=min(STRETCH, 1 << period_bits) if steady and period_bits >= 4 and c.policy is Policy.FRFCFS else 0,
+        steady=min(STRETCH, 1 << period_bits) if steady and periodic and period_bits >= 4 else 0,
         period_bits=period_bits,
         period_shift=pieces[-1].to + above if pieces else 0,
         pim=pim_tables(memory),
@@ -791,5 +823,6 @@ def new_state(
     state.scalar[:, k.MARK] = -1
     state.scalar[:, k.OVERDUE] = -1
     state.rank[:, k.NEXT_DUE, :] = tables.refresh_phase
+    state.rank[:, k.SLEEP_FROM, :] = tables.sleep_after
     state.scalar[:, k.DUE] = tables.refresh_phase.min()
     return state

@@ -75,6 +75,11 @@ class Naive:
         self.refreshed: list[list[int]] = [[] for _ in range(self.ranks)]
         self.postpones = self.memory.refresh is Refresh.POSTPONED
         self.debt = [0] * self.ranks
+        self.exit = self.memory.timings[self.memory.exit_timing] if self.memory.exit_timing else 0
+        self.used_last = [self.memory.controller.power_down_after or 0] * self.ranks
+        self.closed_last = [0] * self.ranks
+        self.awake_from = [0] * self.ranks
+        self.asleep_ticks = 0
         self.history: dict[tuple[str, str, tuple[int, ...]], list[int]] = defaultdict(list)
 
     def place(self, burst: int) -> tuple[tuple[int, int, int], int]:
@@ -105,6 +110,8 @@ class Naive:
         """Whether the rules and the command bus allow `command` at `tick`."""
         two = self.memory.buses == 2
         bus = "column" if two and command in ("RD", "WR") else "row"
+        if tick < self.awake_from[bank[0]]:
+            return False
         if tick < self.bus[bus] or (command in ("RD", "WR") and tick % self.memory.clock_ticks):
             return False
         for rule in self.memory.rule_rows:
@@ -141,6 +148,12 @@ class Naive:
         self.counts[command] += 1
         place = (bank[0], -1, bank[2]) if command == "REFsb" else (*bank, *(-1,) * (3 - len(bank)))
         self.log.append((command, self.tick, *place, row))
+        if command in ("RD", "WR"):
+            self.used_last[bank[0]] = self.tick + (self.memory.controller.power_down_after or 0)
+        elif command.startswith("REF"):
+            self.closed_last[bank[0]] = self.tick + self.memory.timings["tRFC" + command[3:]]
+        elif command.startswith("PRE"):
+            self.closed_last[bank[0]] = max(self.closed_last[bank[0]], self.tick)
         free = self.tick + self.memory.command_ticks.get(command, 1)
         if self.memory.buses == 2:
             self.bus["column" if command in ("RD", "WR") else "row"] = free
@@ -156,16 +169,35 @@ class Naive:
             return [(r, g, number) for g in range(o.bank_groups)]
         return [bank for bank in self.banks if bank[0] == r]
 
+    def asleep(self, r: int) -> bool:
+        """Whether rank `r` sleeps: closed, neither wanted nor due for a refresh, and used long enough ago."""
+        after = self.memory.controller.power_down_after
+        wanted = self.waits[r] or any(entry.bank[0] == r for queue in self.queues for entry in queue)
+        if after is None or wanted or any(bank[0] == r for bank in self.open):
+            return False
+        return self.tick >= self.closed_last[r] and self.tick >= self.used_last[r]
+
+    def wake(self, r: int) -> None:
+        """Something is wanted of rank `r`."""
+        if self.asleep(r):
+            self.awake_from[r] = self.tick + self.exit
+
     def halt(self, r: int) -> None:
-        """Rank `r` is to be refreshed: the first of its banks not refreshed in this round that nobody waits for."""
+        """Rank `r` is to be refreshed: of its banks left in this round that used last which nobody waits for."""
         o = self.memory.organisation
+        self.wake(r)
         self.waits[r] = True
         units = {"REFpb": o.bank_groups * o.banks, "REFsb": o.banks, "REF": 1}[self.refresh_command]
         if len(self.refreshed[r]) == units:
             self.refreshed[r] = []
         left = [n for n in range(units) if n not in self.refreshed[r]]
         wanted = {entry.bank for queue in self.queues for entry in queue}
-        number = next((n for n in left if not wanted & set(self.unit(r, n))), left[0])
+
+        def preference(n: int) -> tuple[bool, int, int]:
+            banks = self.unit(r, n)
+            return not wanted & set(banks), max(self.used.get(bank, -1) for bank in banks), -n
+
+        number = max(left, key=preference)
         self.refreshed[r].append(number)
         self.halted[r] = set(self.unit(r, number))
 
@@ -218,6 +250,7 @@ class Naive:
             self.counts["absorbed" if kind else "forwarded"] += 1
         else:
             bank, row = self.place(burst)
+            self.wake(bank[0])
             self.queues[kind].append(Entry(burst, kind, bank, row, self.tick, self.age, id(segment)))
             self.owners[id(segment)] = segment
             self.age += 1
@@ -338,7 +371,9 @@ class Naive:
         closes = self.memory.controller.page != "open"
         while (self.segments or any(self.queues) or (closes and self.open)) and self.tick < last:
             for r in range(self.ranks):
-                if self.due[r] <= self.tick and not self.waits[r] and not self.postpones:
+                if self.due[r] <= self.tick and self.memory.exit_timing == "tXS" and self.asleep(r):
+                    self.due[r] += self.interval
+                elif self.due[r] <= self.tick and not self.waits[r] and not self.postpones:
                     self.halt(r)
                 elif self.due[r] <= self.tick and self.postpones:
                     self.debt[r] += 1
@@ -349,4 +384,5 @@ class Naive:
             while found := self.candidates():
                 _, _, command, what = min(found, key=lambda f: f[:2])
                 self.act(command, what)
+            self.asleep_ticks += sum(map(self.asleep, range(self.ranks)))
             self.tick += 1

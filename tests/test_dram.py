@@ -19,6 +19,7 @@ from sim.standards import COMMANDS, Memory, compile_memory, load_memory, new_sta
 pytestmark = pytest.mark.kernels
 
 MEMORIES = ("hbm2", "ddr4-3200", "hbm2-neupims", "ddr4-3200-matched", "hbm-onnxim")
+FINE_GRAINED = ("hbm2", "hbm3", "ddr5-4800", "lpddr4x")  # refreshed bank by bank, or one bank of every group
 Work = list[tuple[int, int, int, int]]  # first burst, bursts, is_write, visible tick
 
 
@@ -67,22 +68,20 @@ def works(draw: st.DrawFn, most: int = 14) -> Work:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    name=st.sampled_from(MEMORIES),
+    name=st.sampled_from((*MEMORIES, *FINE_GRAINED)),
     work=works(),
     queue=st.sampled_from([1, 2, 7, 32]),
     cap=st.sampled_from([1, 2, 16]),
     age_limit=st.sampled_from([1, 40, 150, 2048]),
     page=st.sampled_from(["open", "open", "closed", "adaptive"]),
     bank_hash=st.sampled_from(["none", "xor"]),
-    refresh=st.sampled_from(["none", "staggered", "together", "postponed", "per_bank"]),
+    refresh=st.sampled_from(["none", "staggered", "together", "postponed", "", ""]),
 )
 def test_equals_the_plain_twin(
     name: str, work: Work, queue: int, cap: int, age_limit: int, page: str, bank_hash: str, refresh: str
 ) -> None:
     changes = {"queue": queue, "cap": cap, "age_limit": age_limit, "page": page, "bank_hash": bank_hash}
-    if refresh == "per_bank" and name.startswith("ddr4"):
-        name = "hbm2"
-    memory = load_memory(name, {**changes, "refresh": refresh})
+    memory = load_memory(name, {**changes, "refresh": refresh} if refresh else changes)
     twin = Naive(memory, [Segment(lo, n, w, task, tick, n) for task, (lo, n, w, tick) in enumerate(work)])
     twin.run()
     t, s, done = serve(memory, work)
@@ -97,9 +96,45 @@ def test_equals_the_plain_twin(
     assert sum(standby(t, s, 0, twin.tick + 10_000)) == t.ranks * (twin.tick + 10_000)
 
 
+SLEEPS = [{}, {"controller.power_down": "fast"}, {"controller.power_down": "self_refresh"}]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from((*MEMORIES, *FINE_GRAINED)),
+    work=works(),
+    cuts=st.lists(st.integers(1, 4000), max_size=20),
+    page=st.sampled_from(["open", "closed", "adaptive"]),
+    refresh=st.sampled_from(["", "together", "postponed"]),
+    sleep=st.sampled_from(SLEEPS[1:]),
+    after=st.sampled_from([0, 5, 300, 5000]),
+)
+def test_ranks_that_sleep_equal_the_plain_twin(
+    name: str, work: Work, cuts: list[int], page: str, refresh: str, sleep: dict[str, str], after: int
+) -> None:
+    changes = {"page": page, **sleep, "controller.power_down_after": after, "queue": 7}
+    memory = load_memory(name, {**changes, "refresh": refresh} if refresh else changes)
+    twin = Naive(memory, [Segment(lo, n, w, task, tick, n) for task, (lo, n, w, tick) in enumerate(work)])
+    twin.run()
+    t, s, done = serve(memory, work)
+    assert commands(s) == twin.log
+    assert done == twin.done
+    *_, asleep = standby(t, s, 0, twin.tick)
+    assert asleep == twin.asleep_ticks
+    s = new_state(t, 1, len(work) + 1)
+    for task, (lo, n, is_write, tick) in enumerate(work):
+        assert push(t, s, 0, lo, n, is_write, task, tick)
+    parts: list[tuple[int, int]] = []
+    until = 0
+    for cut in cuts:
+        until += cut
+        parts += finish(t, s, until)
+    assert parts + finish(t, s) == done
+
+
 @settings(max_examples=15, deadline=None)
 @given(
-    name=st.sampled_from(MEMORIES),
+    name=st.sampled_from((*MEMORIES, *FINE_GRAINED)),
     work=works(),
     cuts=st.lists(st.integers(1, 400), min_size=1, max_size=40),
     page=st.sampled_from(["open", "closed", "adaptive"]),
@@ -125,7 +160,7 @@ def test_any_limits_give_the_same_commands(name: str, work: Work, cuts: list[int
 
 @settings(max_examples=12, deadline=None)
 @given(
-    name=st.sampled_from((*MEMORIES, "hbm2-pc-matched")),
+    name=st.sampled_from((*MEMORIES, "hbm2-pc-matched", "ddr5-4800")),
     start=st.integers(0, 5000),
     lengths=st.lists(st.integers(1, 6000), min_size=1, max_size=3),
     is_write=st.integers(0, 1),
@@ -345,23 +380,59 @@ def test_writes_are_posted_and_forwarded() -> None:
     assert s.count[0, [at.RD, at.WR, at.ABSORBED, at.FORWARDED]].tolist() == [0, 2, 1, 1]
 
 
-@pytest.mark.parametrize("name", ["hbm2", "ddr4-3200", "hbm2-neupims"])
-def test_idle_refreshes_in_closed_form(name: str) -> None:
-    memory = load_memory(name)
+IDLE = [("hbm2", "staggered"), ("ddr4-3200", "staggered"), ("hbm2-neupims", "staggered"), ("hbm2", "per_bank"),
+        ("hbm2-neupims", "per_bank"), ("hbm3", "per_bank"), ("ddr5-4800", "same_bank")]  # fmt: skip
+
+
+@pytest.mark.parametrize("sleep", SLEEPS, ids=["awake", "power-down", "self-refresh"])
+@pytest.mark.parametrize(("name", "refresh"), IDLE)
+def test_idle_refreshes_in_closed_form(name: str, refresh: str, sleep: dict[str, str]) -> None:
+    after = {"controller.power_down_after": 20_000} if sleep else {}
+    memory = load_memory(name, {"refresh": refresh, **sleep, **after})
     results = []
-    for log in (10_000, 0):  # with a log to fill every refresh is stepped
+    for log in (60_000, 0):  # with a log to fill every refresh is stepped
         t = compile_memory(memory)
         s = new_state(t, 1, 4, log=log)
         push(t, s, 0, 0, 100, 0, 0, 0)
         push(t, s, 0, 300, 50, 0, 1, 1_234_567)
         done = finish(t, s)
         settle(t, s, 0, 3_000_000)
-        results.append((done, s.count[0].tolist(), [int(n) for n in standby(t, s, 0, 3_000_000)], s.rank[0].tolist()))
+        later = [[int(n) for n in standby(t, s, 0, 3_000_000)], s.rank[0].tolist(), s.bank[0, at.REFRESHED].tolist()]
+        push(t, s, 0, 77, 300, 0, 2, 3_000_001)  # what the last refreshes still forbid
+        done += finish(t, s)
+        results.append((done, s.count[0].tolist(), later))
         if log:
             intervals = 3_000_000 // t.refresh_interval
-            assert len(commands(s, "REF")) in (intervals * t.ranks, intervals * t.ranks + t.ranks - 1)
+            refreshes = [row for row in commands(s, memory.refresh.command) if row[1] < 3_000_000]
             assert check_log(memory, s.log[0, : s.scalar[0, at.LOGGED]]).count == 0
+            if t.self_refresh:  # while they sleep, ranks need no refresh commands
+                refreshed = 2 * 25_000 // t.refresh_interval * t.ranks + 40
+                assert len(refreshes) < refreshed
+            else:
+                assert len(refreshes) in range(intervals * t.ranks - t.ranks, (intervals + 1) * t.ranks)
     assert results[0] == results[1]
+
+
+def test_waking_takes_its_time() -> None:
+    idle, later = 22 + 22 + 4, 205_000
+    found = {}
+    for choice, waking in (("none", 0), ("fast", 10), ("self_refresh", 592)):
+        changes = {} if choice == "none" else {"controller.power_down": choice, "controller.power_down_after": 50_000}
+        memory = load_memory("ddr4-3200-matched", changes)
+        t, s, done = serve(memory, [(0, 1, 0, 0), (2048, 1, 0, later)])
+        assert done == [(0, idle), (1, later + waking + idle)]
+        found[choice] = [int(n) for n in standby(t, s, 0, later)]
+        refreshes = [tick for _, tick, *_ in commands(s, "REF")]
+        if choice == "fast":  # the first four come before the rank sleeps, closed by the first
+            assert refreshes[1:5] == [2 * 12480, 3 * 12480, 4 * 12480, 5 * 12480 + 10]
+        if choice == "self_refresh":
+            assert len(refreshes) == 4
+    # Asleep once the refresh is over that runs 50000 ticks after the read at 22: but for 12 further ones and 10 ticks
+    # before each; or all the time.
+    assert found["self_refresh"][3] == later - (4 * 12480 + 576)
+    assert found["fast"][3] == found["self_refresh"][3] - 12 * (10 + 576)
+    assert all(sum(times) == later for times in found.values())
+    assert found["none"][3] == 0
 
 
 def test_refresh_takes_its_share() -> None:
@@ -382,8 +453,68 @@ def test_streams_run_near_peak(name: str, is_write: int) -> None:
     push(t, s, 0, 0, n, is_write, 0, 0)
     finish(t, s)
     peak = n * t.burst_ticks
-    assert peak / (1 - t.refresh_ticks / t.refresh_interval) * 0.95 < s.scalar[0, at.LAST_END] < 1.12 * peak
-    assert s.scalar[0, at.LAST_END] <= peak / (1 - t.refresh_ticks / t.refresh_interval) / 0.95
+    available = 1 if memory.refresh.suffix else 1 - t.refresh_ticks / t.refresh_interval
+    assert peak < s.scalar[0, at.LAST_END] < 1.12 * peak
+    assert s.scalar[0, at.LAST_END] <= peak / available / 0.95
+
+
+def one_bank(memory: Memory, n: int) -> Work:
+    """Reads of one bank, each of another row."""
+    row = memory.bursts_per_channel // memory.organisation.rows
+    return [(k * row, 1, 0, 0) for k in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("name", "refresh", "commands_a_round"),
+    [("hbm2", "per_bank", 16), ("hbm3", "per_bank", 32), ("ddr5-4800", "same_bank", 4)],
+)
+def test_a_bank_is_refreshed_once_a_round(name: str, refresh: str, commands_a_round: int) -> None:
+    memory = load_memory(name, {"refresh": refresh})
+    t = memory.timings
+    n = 4000
+    ends = []
+    for each in (memory, load_memory(name, {"refresh": "none"})):
+        _, s, done = serve(each, one_bank(memory, n), log=0)
+        ends.append(done[-1][1])
+    single = t["tRFC" + memory.refresh.suffix]
+    round_ticks = memory.refresh_interval * memory.refresh_units
+    share = 1 - ends[1] / ends[0]
+    # The bank gives up the time of its own refresh and up to one row cycle to get ready for it; the others' hold
+    # an activation back for a moment at most.
+    command = memory.refresh.command
+    moment = max(r.gap for r in memory.rule_rows if (r.before, r.after) == (command, "ACT") and r.level != "bank")
+    assert single / round_ticks < share < (single + t["tRC"] + moment * (memory.refresh_units - 1)) / round_ticks
+    _, s, done = serve(memory, one_bank(memory, n), log=20_000)
+    refreshes = commands(s, memory.refresh.command)
+    places = [row[2:5] for row in refreshes]
+    whole = len(places) // commands_a_round * commands_a_round
+    ranks = sorted({place[0] for place in places})
+    assert len(refreshes) // len(ranks) == done[-1][1] // memory.refresh_interval
+    for r in ranks:
+        mine = [place for place in places[:whole] if place[0] == r]
+        units = memory.refresh_units
+        for begin in range(0, len(mine) - units + 1, units):
+            assert len(set(mine[begin : begin + units])) == units
+    assert check_log(memory, s.log[0, : s.scalar[0, at.LOGGED]]).count == 0
+
+
+def test_a_stream_does_not_wait_for_refreshes_of_other_banks() -> None:
+    memory = load_memory("hbm3", {"refresh": "per_bank"})
+    ends = []
+    for refresh in ("per_bank", "none", "together"):
+        _, s, _ = serve(load_memory("hbm3", {"refresh": refresh}), [(0, 60_000, 0, 0)], log=0)
+        ends.append(int(s.scalar[0, at.LAST_END]))
+    assert ends[1] <= ends[0] < 1.01 * ends[1]
+    assert ends[2] > ends[1] / (1 - memory.timings["tRFC"] / memory.timings["tREFI"])
+
+
+def test_the_refreshed_bank_is_one_that_nobody_waits_for() -> None:
+    # One row of each group's bank 2 stays in use; the refreshes of the time go to other banks, except when forced to.
+    memory = load_memory("hbm2", {"refresh": "per_bank"})
+    _, s, _ = serve(memory, [(2 * 128, 128, 0, 0), *((2 * 128 + k % 128, 1, 0, 0) for k in range(1500))])
+    places = [row[3:5] for row in commands(s, "REFpb")]
+    assert len(places) >= 12
+    assert not {(g, 2) for g in range(4)} & set(places[:12])
 
 
 def test_ring_refuses_when_full() -> None:

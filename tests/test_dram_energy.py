@@ -144,7 +144,7 @@ def test_closed_ranks_may_power_down() -> None:
 
 
 def test_self_refresh_replaces_standby_and_refreshes_of_whole_intervals() -> None:
-    memory = load_memory("hbm2", {"controller.power_down": "self_refresh"})
+    memory = load_memory("hbm2", {"controller.power_down": "self_refresh", "refresh": "staggered"})
     between, during = 3_740_000, 160_000
     found = counts(memory, {"REFab": 12}, {"active": 10**6, "precharged": 10 * between + 77, "refresh": 12 * during})
     after = with_power_down(memory, found)
@@ -156,6 +156,16 @@ def test_self_refresh_replaces_standby_and_refreshes_of_whole_intervals() -> Non
     never = load_memory("hbm2", {"controller.power_down": "self_refresh", "refresh": "none"})
     assert with_power_down(never, counts(never, {}, {"precharged": 500})).standby_ps == {
         "precharged": 0, "self refresh": 500,
+    }  # fmt: skip
+
+
+def test_self_refresh_replaces_whole_rounds_of_refreshes_of_banks() -> None:
+    memory = load_memory("hbm2", {"controller.power_down": "self_refresh", "refresh": "per_bank"})
+    found = counts(memory, {"REFpb": 40}, {"active": 10**6, "precharged": 10 * 3_900_000 + 77, "refresh": 0})
+    after = with_power_down(memory, found)
+    assert after.commands == {"REFpb": 8}  # 40 are two rounds of 16, and a half
+    assert after.standby_ps == {
+        "active": 10**6, "precharged": 8 * 3_900_000 + 77, "refresh": 0, "self refresh": 2 * 3_900_000,
     }  # fmt: skip
 
 

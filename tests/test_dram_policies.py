@@ -147,7 +147,9 @@ def served(name: str, policy: str, work: Work, cuts: list[int], settings_: dict[
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from(MEMORIES),
+    name=st.sampled_from(
+        (*MEMORIES, "hbm3", "hbm3e", "ddr5-4800", "lpddr4x")
+    ),  # half clocks, commands of several ticks
     policy=st.sampled_from(POLICIES),
     work=works(),
     queue=st.sampled_from([2, 9, 32]),

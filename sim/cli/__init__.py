@@ -17,6 +17,7 @@ import typer
 
 from sim.cli.data import check, list_, schema
 from sim.cli.run import compare, plot, simulate, trace
+from sim.cli.sweep import cache, sweep
 from sim.cli.unit import unit
 from sim.errors import ConfigError, nearest, not_among
 
@@ -37,6 +38,8 @@ app.command()(plot)
 app.command()(check)
 app.command("list")(list_)
 app.command()(schema)
+app.command()(sweep)
+app.command()(cache)
 app.add_typer(unit)
 
 

@@ -38,6 +38,7 @@ class Schema(StrEnum):
     energy = "energy"
     model = "model"
     dram_energy = "dram-energy"
+    sweep = "sweep"
 
 
 def check(
@@ -114,6 +115,10 @@ def _validate(kind: Schema, file: Path) -> None:
         from workloads import load_model
 
         load_model(file)
+    elif kind is Schema.sweep:
+        from sim.sweep.spec import load_spec
+
+        load_spec(file)
     elif kind is Schema.trace:
         from workloads import read_trace
 
@@ -138,6 +143,7 @@ _MODELS = {
     Schema.model: ("workloads.models", "Model"),
     Schema.workload: ("workloads.scenario", "Scenario"),
     Schema.trace: ("workloads.trace_file", "trace_schema"),
+    Schema.sweep: ("sim.sweep.spec", "Spec"),
 }
 """The module and the pydantic model of each kind of file, or the function that writes its schema."""
 

@@ -1,4 +1,4 @@
-"""The commands `unit dram` and `unit gemm`: one component of a machine on its own, for validation and for study."""
+"""The commands `unit dram`, `unit gemm` and `unit pim`: one component on its own, for validation and for study."""
 
 from __future__ import annotations
 
@@ -123,6 +123,71 @@ def gemm(
         print_json(result)
         return
     _print_flat(f"{m} x {k} times {k} x {n} on a {rows} x {cols} array, {dataflow.value}, {preload.value}", result)
+
+
+class PimLevel(StrEnum):
+    """Where the units of AttAcc stand."""
+
+    bank = "bank"
+    bank_group = "bank_group"
+    buffer = "buffer"
+
+
+class PimKernel(StrEnum):
+    """What is computed in memory."""
+
+    gemv = "gemv"
+    add = "add"
+    mul = "mul"
+    relu = "relu"
+    attention = "attention"
+
+
+@unit.command()
+def pim(
+    hardware: Annotated[str, typer.Argument(metavar="HWCONFIG", help="A machine that computes in memory, or a YAML.")],
+    rows: Annotated[int, typer.Option(help="Rows of the matrix; tokens of attention.", min=1)],
+    cols: Annotated[int, typer.Option(help="Columns of the matrix; dimension of a head.", min=1)],
+    batch: Annotated[int, typer.Option(help="Vectors, one after another.", min=1)] = 1,
+    kernel: Annotated[PimKernel, typer.Option(help="What to compute; add, mul and relu on rows x cols.")] = (
+        PimKernel.gemv
+    ),
+    heads: Annotated[int, typer.Option(help="Heads of attention, dealt out over the channels.", min=1)] = 1,
+    level: Annotated[PimLevel | None, typer.Option(help="AttAcc: where its units are; default: in banks.")] = None,
+    start: Annotated[int, typer.Option(help="Clock at which it begins, for the refreshes.", min=0)] = 0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a value: hw.memory.settings.timings.tMAC=4.")
+    ] = None,
+    check: Annotated[bool, typer.Option(help="Count timing violations with the independent checker.")] = True,
+    plain: Annotated[bool, typer.Option("--plain", help="Also the time of ordinary reads and writes instead.")] = False,
+    json: Json = False,
+) -> None:
+    """Compute one GEMV, or another operator, in the memory of a machine, alone."""
+    from sim.cli.settings import settings
+    from sim.pim.shapes import Kernel
+    from sim.pim.unit import run
+
+    overrides: dict[str, str] = settings(set_ or [], ("hw",))["hw"]
+    if level is not None:
+        name = {"bank": "", "bank_group": "-bankgroup", "buffer": "-buffer"}[level.value]
+        overrides = {"memory.standard": f"hbm3-attacc{name}", **overrides}
+    result = run(
+        hardware,
+        Kernel(kernel.value),
+        rows,
+        cols,
+        batch=batch,
+        heads=heads,
+        start=start,
+        overrides=overrides,
+        check=check,
+        plain=plain,
+        before=lambda: say_if_kernels_are_new("dram.step*"),
+    )
+    if json:
+        print_json(result)
+        return
+    _print_flat(f"{hardware}: {kernel.value} of {rows} x {cols} in memory", result)
 
 
 def _print_flat(title: str, result: dict[str, object]) -> None:

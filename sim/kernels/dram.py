@@ -7,7 +7,7 @@ may be called with any sequence of limits: the commands are the same.
 
 import numpy as np
 
-from sim.kernels.dram_issue import accept, fall_due, find_best, has_room, idle_refreshes, issue_bank, issue_rank
+from sim.kernels.dram_issue import accept, asleep, fall_due, find_best, has_room, idle_refreshes, issue_bank, issue_rank
 from sim.kernels.dram_peers import (
     accept_dramsim3,
     accept_ramulator,
@@ -48,9 +48,11 @@ from sim.kernels.dram_tables import (
     SEGMENTS,
     SIDE,
     SINCE,
+    SLEEP_FROM,
     STALE,
     TASK,
     TIME_ACTIVE,
+    TIME_ASLEEP,
     TIME_PRECHARGED,
     TIME_REFRESH,
     VISIBLE,
@@ -192,7 +194,7 @@ def run_channel(t, s, c, until, settling, wait_room):
         if x[DUE] == tick and t.policy != FRFCFS:
             fall_due_together(t, x, rank, tick)
         elif x[DUE] == tick:
-            fall_due(t, x, bank, ready, rank, entry, tick)
+            fall_due(t, x, bank, ready, near, rank, entry, tick)
             if pim:
                 q[PLANNED] = 0
         elif arrival == tick:
@@ -216,7 +218,7 @@ def run_channel(t, s, c, until, settling, wait_room):
                 x[SEGMENT] = p + 1 if p + 1 < segment.shape[1] else 0
             x[FRONT] = tick + t.front_ticks
             queued = take_in(t, x, bank, ready, near, rank, entry, count, burst, d, p, tick)
-            if working:
+            if pim:
                 x[STALE] = 1
                 q[PLANNED] = 0
             if d == 1:
@@ -300,8 +302,9 @@ def settle(t, s, c, tick):
 
 @leaf
 def standby(t, s, c, tick):
-    """(active, precharged, refresh) ticks of class `c`, summed over its ranks, from tick 0 to `tick`, once settled."""
+    """(active, precharged, refresh, asleep) ticks of class `c`, all its ranks, from tick 0 to `tick`, once settled."""
     rank = s.rank[c]
+    sleeping = np.int64(0)
     active = np.int64(0)
     precharged = np.int64(0)
     refresh = np.int64(0)
@@ -316,7 +319,13 @@ def standby(t, s, c, tick):
             active += rest
         else:
             precharged += rest
-    return active, precharged, refresh
+        if t.exit_ticks > 0:
+            down = rank[TIME_ASLEEP, r]
+            if asleep(t, s.bank[c], rank, r, tick):
+                down += tick - rank[SLEEP_FROM, r]
+            sleeping += down
+            precharged -= down
+    return active, precharged, refresh, sleeping
 
 
 @inlined

@@ -77,10 +77,12 @@ from sim.kernels.dram_tables import (
     ROW,
     SIDE,
     SINCE,
+    SLEEP_FROM,
     STALE,
     STREAK,
     TAIL_R,
     TIME_ACTIVE,
+    TIME_ASLEEP,
     TIME_PRECHARGED,
     TIME_REFRESH,
     TOUCHED,
@@ -218,6 +220,29 @@ def find_best_for_overdue(t, x, bank, near, rank, entry, now):
 
 
 @inlined
+def asleep(t, bank, rank, r, tick):
+    """Whether rank `r` sleeps at `tick`: closed, with no refresh to do, and nothing wanted of it for long enough."""
+    if rank[OPEN, r] > 0 or rank[WAITS, r] > 0 or tick < rank[SLEEP_FROM, r]:
+        return False
+    each = t.banks // t.ranks
+    for b in range(r * each, (r + 1) * each):
+        if bank[HEAD_R, b] >= 0 or bank[HEAD_W, b] >= 0:
+            return False
+    return True
+
+
+@leaf
+def wake(t, bank, near, rank, r, tick):
+    """Wake rank `r` if it sleeps; it takes commands once it is awake."""
+    if asleep(t, bank, rank, r, tick):
+        rank[TIME_ASLEEP, r] += tick - rank[SLEEP_FROM, r]
+        rank[SLEEP_FROM, r] = tick
+        each = t.groups // t.ranks * N_COMMANDS
+        for i in range(r * each, (r + 1) * each):
+            near[i] = max(near[i], tick + t.exit_ticks)
+
+
+@inlined
 def accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
     """Take a request into its queue; True, or False if the write queue already held the address.
 
@@ -228,6 +253,8 @@ def accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
     if x[QUEUED_W] > 0 and find_write(bank, entry, burst, b) >= 0:
         count[ABSORBED if d == 1 else FORWARDED] += 1
         return False
+    if t.exit_ticks > 0:
+        wake(t, bank, near, rank, t.rank_of[t.group_of[b]], tick)
     e = x[FREE_R + d]
     x[FREE_R + d] = entry[FORWARD, e]
     entry[ADDRESS, e] = burst
@@ -391,22 +418,24 @@ def choose_unit(t, bank, ready, rank, entry, first):
 def unit_to_refresh(t, bank, r):
     """First bank of the unit of rank `r` that is refreshed next: one not yet refreshed in this round.
 
-    The first that no queued request wants, and if there is none, the first.
+    One that no queued request wants goes before others; among equals the one used last, as a stream comes back to it
+    last, and of those never used the first.
     """
     begin = r * (t.banks // t.ranks)
-    found = np.int64(-1)
+    found = np.int64(begin)
+    best = np.int64(-1)
     for first in range(begin, begin + t.banks // t.ranks // t.unit_banks):
         if bank[REFRESHED, first] == 0:
-            idle = True
+            used = np.int64(0)
+            idle = np.int64(FAR)
             for i in range(t.unit_banks):
                 b = first + i * t.unit_step
+                used = max(used, bank[CLOSE_FROM, b] + 1)
                 if bank[HEAD_R, b] >= 0 or bank[HEAD_W, b] >= 0:
-                    idle = False
-                    break
-            if idle:
-                return np.int64(first)
-            if found < 0:
+                    idle = np.int64(0)
+            if used + idle > best:
                 found = np.int64(first)
+                best = used + idle
     return found
 
 
@@ -437,10 +466,12 @@ def plan_refresh(t, bank, ready, rank, r):
 
 
 @leaf
-def wait_for_refresh(t, x, bank, ready, rank, entry, r):
+def wait_for_refresh(t, x, bank, ready, near, rank, entry, r, tick):
     """Let the banks of rank `r` that owe a refresh do no more work before it, unless it can be put off."""
     put_off = t.postponable > 0 and rank[DEBT, r] < t.postponable and x[QUEUED_R] + x[QUEUED_W] > 0
     if rank[WAITS, r] == 0 and not put_off:
+        if t.exit_ticks > 0:
+            wake(t, bank, near, rank, r, tick)
         rank[WAITS, r] = 1
         x[WAITING_REFRESH] += 1
         first = unit_to_refresh(t, bank, r)
@@ -452,22 +483,24 @@ def wait_for_refresh(t, x, bank, ready, rank, entry, r):
 
 
 @leaf
-def catch_up(t, x, bank, ready, rank, entry):
+def catch_up(t, x, bank, ready, near, rank, entry, tick):
     """Make the ranks do the refreshes put off, as nothing is queued any more."""
     for r in range(t.ranks):
         if rank[DEBT, r] > 0:
-            wait_for_refresh(t, x, bank, ready, rank, entry, r)
+            wait_for_refresh(t, x, bank, ready, near, rank, entry, r, tick)
 
 
 @leaf
-def fall_due(t, x, bank, ready, rank, entry, tick):
+def fall_due(t, x, bank, ready, near, rank, entry, tick):
     """Mark the ranks whose refresh falls due at `tick`: they take no further work until it is done or put off."""
     for r in range(t.ranks):
-        if rank[NEXT_DUE, r] <= tick:
+        if rank[NEXT_DUE, r] <= tick and t.self_refresh > 0 and asleep(t, bank, rank, r, tick):
+            rank[NEXT_DUE, r] += t.refresh_interval
+        elif rank[NEXT_DUE, r] <= tick:
             if t.postponable > 0:
                 rank[DEBT, r] += 1
                 rank[NEXT_DUE, r] += t.refresh_interval
-            wait_for_refresh(t, x, bank, ready, rank, entry, r)
+            wait_for_refresh(t, x, bank, ready, near, rank, entry, r, tick)
     next_due(t, x, rank)
     x[STALE] = 1
 
@@ -534,7 +567,9 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
         if rank[OPEN, r] == 1:
             account(rank, r, tick)
         rank[OPEN, r] -= 1
+        rank[SLEEP_FROM, r] = max(rank[SLEEP_FROM, r], tick)
     else:
+        rank[SLEEP_FROM, r] = max(rank[SLEEP_FROM, r], tick + t.sleep_after)
         served = e
         touched = entry[TOUCHED, e]
         count[HITS if touched == 0 else (MISSES if touched == 1 else CONFLICTS)] += 1
@@ -559,7 +594,7 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
     choose(t, bank, ready, rank, entry, b, np.int64(0))
     choose(t, bank, ready, rank, entry, b, np.int64(1))
     if t.postponable > 0 and x[QUEUED_R] + x[QUEUED_W] == 0:
-        catch_up(t, x, bank, ready, rank, entry)
+        catch_up(t, x, bank, ready, near, rank, entry, tick)
     x[STALE] = 1
     if kind >= RD and t.two_buses == 1:
         x[BUS_COLUMN] = tick + t.command_ticks[kind]
@@ -631,11 +666,13 @@ def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
             rank[TIME_REFRESH, r] += t.refresh_ticks
             rank[SINCE, r] = tick + t.refresh_ticks
         rank[WAITS, r] = 0
+        rank[SLEEP_FROM, r] = max(rank[SLEEP_FROM, r], tick + t.refresh_ticks)
         x[WAITING_REFRESH] -= 1
         for q in range(t.unit_banks):
             bank[HALTED, first + q * t.unit_step] = 0
         end_round(t, bank, rank, r, first)
     if kind == PRE or kind == PREA:
+        rank[SLEEP_FROM, r] = max(rank[SLEEP_FROM, r], tick)
         constrain(t, ready, near, ring, kind, b, g, tick)
         plan_refresh(t, bank, ready, rank, r)
     else:
@@ -647,7 +684,7 @@ def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
         else:
             rank[DEBT, r] -= 1
             if rank[DEBT, r] > 0:
-                wait_for_refresh(t, x, bank, ready, rank, entry, r)
+                wait_for_refresh(t, x, bank, ready, near, rank, entry, r, tick)
         next_due(t, x, rank)
         choose_unit(t, bank, ready, rank, entry, first)
     x[STALE] = 1
@@ -680,12 +717,15 @@ def idle_refreshes(t, x, bank, ready, near, rank, ring, count, log, horizon):
     """Account for all refreshes due before `horizon` of a channel with nothing to do, as stepping them would.
 
     Returns False, with nothing changed, where stepping could differ: an open or waiting rank, a busy command bus, ranks
-    that fall due so close together that they disturb each other, or a log to fill.
+    that fall due so close together that they disturb each other or are not yet asleep though they could, or a log to
+    fill.
     """
     if x[WAITING_REFRESH] > 0 or x[LOGGED] < log.shape[0] or x[BUS_ROW] > x[DUE]:
         return False
     for r in range(t.ranks):
         if not quiet(t, ready, near, rank, r):
+            return False
+        if t.exit_ticks > 0 and not asleep(t, bank, rank, r, rank[NEXT_DUE, r]):
             return False
         for q in range(r):
             apart = abs(rank[NEXT_DUE, r] - rank[NEXT_DUE, q]) % t.refresh_interval
@@ -694,14 +734,24 @@ def idle_refreshes(t, x, bank, ready, near, rank, ring, count, log, horizon):
     units = t.banks // t.ranks // t.unit_banks
     for r in range(t.ranks):
         due = rank[NEXT_DUE, r]
-        if due >= horizon:
+        if t.self_refresh > 0:
+            if due < horizon:
+                rank[NEXT_DUE, r] += ((horizon - 1 - due) // t.refresh_interval + 1) * t.refresh_interval
             continue
-        n = (horizon - 1 - due) // t.refresh_interval + 1
+        # A rank that sleeps is woken when the refresh falls due, and refreshed when it is awake.
+        if due + t.exit_ticks >= horizon:
+            continue
+        n = (horizon - 1 - due - t.exit_ticks) // t.refresh_interval + 1
+        if t.exit_ticks > 0:
+            rest = t.refresh_interval - t.refresh_ticks - t.exit_ticks
+            rank[TIME_ASLEEP, r] += due - rank[SLEEP_FROM, r] + (n - 1) * rest
+        due += t.exit_ticks
         end = due + (n - 1) * t.refresh_interval
         if t.refresh_command == REF:
             rank[TIME_PRECHARGED, r] += due - rank[SINCE, r] + (n - 1) * (t.refresh_interval - t.refresh_ticks)
             rank[TIME_REFRESH, r] += n * t.refresh_ticks
             rank[SINCE, r] = end + t.refresh_ticks
+        rank[SLEEP_FROM, r] = max(rank[SLEEP_FROM, r], end + t.refresh_ticks)
         i = np.int64(0)
         while i < n:
             # Of whole rounds, all but the last leave no trace: their rules are overtaken by its.

@@ -47,8 +47,6 @@ from sim.kernels.dram_tables import (
     PREA,
     QUEUED_R,
     REF,
-    REFB,
-    REFS,
     REMAINING,
     ROW,
     SEGMENT,
@@ -306,16 +304,6 @@ def mark(s, c, p, known, burst, now):
         place += 2
 
 
-@inlined
-def refreshed(s, c):
-    """Whether class `c` was refreshed since its mark, in part or whole."""
-    before = s.mark_count[c]
-    for k in (PREA, REF, REFB, REFS):
-        if before[BEFORE_COUNTS + k] != s.count[c, k]:
-            return True
-    return False
-
-
 @leaf
 def leap(t, s, c, now, until):
     """Class `c` is about to accept, at `now`, a burst at a multiple of `t.steady`: jump as far as the memo knows.
@@ -347,7 +335,8 @@ def leap(t, s, c, now, until):
         and (
             x[LAST_END] != s.mark_count[c, BEFORE_LAST_END] or s.count[c, BUSY] == s.mark_count[c, BEFORE_COUNTS + BUSY]
         )
-        and not refreshed(s, c)
+        and s.mark_count[c, BEFORE_COUNTS + REF] == s.count[c, REF]
+        and s.mark_count[c, BEFORE_COUNTS + PREA] == s.count[c, PREA]
     ):
         learn(s, c, p, known, now)
     x[MARK] = -1

@@ -72,7 +72,9 @@ OPEN, SINCE, NEXT_DUE, WAITS, TIME_ACTIVE, TIME_PRECHARGED, TIME_REFRESH, DEBT =
 # (-1: the rank), the earliest tick by rules of the same bank and where all other rules stand in `near`. ROUND: units
 # refreshed since all were.
 UNIT, NEXT_KIND, NEXT_BANK, NEXT_FROM, NEXT_NEAR, ROUND = 8, 9, 10, 11, 12, 13
-N_RANK = 14
+# Where idle ranks sleep: from when on it may, and how long it did.
+SLEEP_FROM, TIME_ASLEEP = 14, 15
+N_RANK = 16
 
 # Per queue entry (`ChannelState.entry`).
 ADDRESS, ENTRY_ROW, ENTRY_BANK, AGE, OWNER, ARRIVAL, FORWARD, BACK, TOUCHED = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -120,6 +122,9 @@ class DramTables(NamedTuple):
     refresh_apart: int  # ticks between refreshes of two ranks within which they may disturb each other
     postponable: int  # refreshes that may be put off while requests are queued
     refresh_phase: np.ndarray  # [ranks]: first due tick
+    exit_ticks: int  # from waking a rank to its first command; 0: ranks never sleep
+    sleep_after: int  # ticks after its last column command at which a closed rank sleeps
+    self_refresh: int  # 1: a rank that sleeps needs no refresh commands
     policy: int
     read_entries: int
     write_entries: int

@@ -7,6 +7,7 @@ of its level it walks sorted positions; rows, buses and refreshes are followed c
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from sim.dram_check import EXAMPLES, POSTPONED, Violations
@@ -115,7 +116,9 @@ def _check_rules(memory: Memory, entries: list[Entry], add: Callable[[int, str],
     of: dict[str, list[int]] = defaultdict(list)
     for i, entry in enumerate(entries):
         of[entry.name].append(i)
-    rows = [(r.level, r.before, r.after, (r.gap,), r.window) for r in memory.rule_rows]
+    rows: list[tuple[str, str, str, tuple[int, ...], int]] = [
+        (r.level, r.before, r.after, (r.gap,), r.window) for r in memory.rule_rows
+    ]
     rows += [(r.level, r.before, r.after, r.gaps, 1) for r in pim_rules(memory)]
     for level, before, after, gaps, window in rows:
         if not of[before] or not of[after]:
@@ -227,7 +230,7 @@ def _check_buses(memory: Memory, entries: list[Entry], add: Callable[[int, str],
             bursts[p].append((entry.tick + latency, i))
     for begins in bursts.values():
         begins.sort()
-        for (before, _), (begin, i) in zip(begins, begins[1:], strict=False):
+        for (before, _), (begin, i) in pairwise(begins):
             if begin - before < memory.burst_ticks:
                 add(i, "its burst overlaps another on the data bus")
 

@@ -83,12 +83,12 @@ class PimRule(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step of a template: `count` commands (None: as many as the job has dots) in bank set `side` (None: the tile's)
+    """A step of a template: `times` commands (None: as many as the job has dots) in bank set `side` (None: the tile's)
     with the tile's row plus `offset`, row `row`, or no row (`needs_row` False) open.
     """
 
     command: str
-    count: int | None
+    times: int | None
     side: int | None = None
     row: int | None = None
     offset: int = 0
@@ -248,6 +248,8 @@ def check_pim(memory: Memory) -> None:
         raise ValueError(f"pim: the controller must leave pages open, not page {memory.controller.page}")
     if memory.refresh not in (Refresh.NONE, Refresh.TOGETHER, Refresh.STAGGERED):
         raise ValueError(f"pim: refresh must be none, together or staggered beside PIM, not {memory.refresh}")
+    if memory.exit_timing:
+        raise ValueError("pim: ranks with units do not power down after a while; leave out controller.power_down_after")
     banks = o.pseudo_channels * o.ranks * o.bank_groups * o.banks
     if banks % pim.sets:
         raise ValueError(f"pim.sets: {banks} banks cannot be dealt to {pim.sets} sets evenly")

@@ -178,7 +178,7 @@ def _templates(memory: Memory, pim: Pim) -> tuple[Ints, Ints]:
             place = k.NO_ROW if not step.needs_row else k.TILE_ROW if step.row is None else k.FIXED_ROW
             rows.append((
                 PIM_COMMANDS.index(step.command),
-                -1 if step.count is None else step.count,
+                -1 if step.times is None else step.times,
                 -1 if step.side is None else step.side,
                 place,
                 step.offset if step.row is None else step.row,

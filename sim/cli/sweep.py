@@ -1,0 +1,131 @@
+"""The commands `sweep` and `cache`: many points of a design space, and the store of those already simulated."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sim.cli.printing import binary_size, engineering, print_json, print_table, say_if_kernels_are_new
+from sim.cli.settings import place
+from sim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sim.sweep.run import Outcome
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+TOP = 8
+"""How many points the table of a sweep shows."""
+
+
+def sweep(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file with hardware, workload and axes.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results.")],
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Processes on this machine; 0 takes all.")] = 1,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished sweep.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin an unfinished sweep again.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Simulate even what is known already.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Run even a space of more than 10^8 points.")] = False,
+    json: Json = False,
+) -> None:
+    """Simulate every point of a design space; results stream to Parquet and a broken-off sweep resumes."""
+    from sim.sweep.local import cpu_count
+    from sim.sweep.run import run_sweep
+    from sim.sweep.space import Space
+    from sim.sweep.spec import load_spec, refuse_large
+
+    if cluster is not None and jobs != 1:
+        raise ConfigError("--jobs and --cluster exclude each other")
+    if resume and restart:
+        raise ConfigError("--resume and --restart exclude each other")
+    read = load_spec(spec)
+    target = place(output)
+    if not yes:
+        refuse_large(Space(read).size)
+    say_if_kernels_are_new("machine.run")
+    with _bar() as show:
+        outcome = run_sweep(
+            read, target, jobs=jobs or cpu_count(), cluster=cluster, resume=resume, restart=restart,
+            cached=not no_cache, progress=show,
+        )  # fmt: skip
+    if json:
+        print_json({"points": outcome.table.num_rows, **outcome.counts, "results": str(target / "results.parquet")})
+        return
+    _print(outcome)
+    print(f"Results in {target}/: results.parquet, sweep.json")
+
+
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Forget all points.")] = False, json: Json = False
+) -> None:
+    """Show how many points of sweeps are kept and where, or forget them."""
+    from sim.sweep.cache import PointCache
+
+    kept = PointCache()
+    if clear:
+        cleared = kept.clear()
+        print_json({"cleared": cleared}) if json else print(f"forgot {cleared:,} points of {kept.path}")
+        return
+    points, size = kept.size()
+    if json:
+        print_json({"path": str(kept.path), "points": points, "bytes": size})
+    else:
+        print(f"{points:,} points, {binary_size(size)}, in {kept.path}")
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar with rate and time left on standard error, drawn only on a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Points a second."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:.1f} points/s")
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("sweep", total=None)
+        yield lambda done, points: bar.update(task, completed=done, total=points)
+
+
+def _print(outcome: Outcome) -> None:
+    from sim.sweep.point import IMPOSSIBLE, OK
+
+    rows: list[dict[str, Any]] = [row for row in outcome.table.to_pylist() if row["status"] == OK]
+    ordered = sorted(outcome.counts.items(), key=lambda item: item[0] != OK)
+    counts = ", ".join(f"{n:,} {status}" for status, n in ordered)
+    print(f"{outcome.table.num_rows:,} points: {counts}")
+    if rows:
+        fastest = sorted(rows, key=lambda row: row["time_s"])[:TOP]
+        table = [
+            [*(_cell(row[key]) for key in outcome.columns), engineering(row["time_s"], "s"),
+             engineering(row["energy_j"], "J"), engineering(row["tokens_per_s"] or 0, "tok/s"), row["bound"]]
+            for row in fastest
+        ]  # fmt: skip
+        print_table("fastest points", [*outcome.columns, "time", "energy", "rate", "bound"], table)
+    for status in sorted(set(outcome.counts) - {OK}):
+        bad = [row for row in outcome.table.to_pylist() if row["status"] == status]
+        reasons: dict[str, int] = {}
+        for row in bad:
+            reasons[row["error"]] = reasons.get(row["error"], 0) + 1
+        what = "cannot exist" if status == IMPOSSIBLE else status
+        for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:TOP]:
+            print(f"{count:,} {what}: {reason}")
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else str(value)

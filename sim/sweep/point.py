@@ -1,0 +1,192 @@
+"""Simulates one point of a sweep: keys in, one flat row of results out, with a status in place of an exception.
+
+A row says `ok`, `impossible` (the point contradicts a constraint, a schema, or what the machine can hold or do) or
+`failed` (a fault of ours), and in the latter two why. Host time is no part of it: equal points have equal rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sim.errors import ConfigError
+from sim.sweep.condition import Condition, value_at
+from sim.sweep.spec import Spec, Value
+
+if TYPE_CHECKING:
+    from sim.kinds import PassRunner
+    from sim.machine import Machine
+    from workloads import Workload
+
+Row = dict[str, Any]
+
+OK: Final = "ok"
+IMPOSSIBLE: Final = "impossible"
+FAILED: Final = "failed"
+
+_PLAIN: Final = (
+    "time_s", "energy_j", "power_w", "flops", "vector_ops", "dram_bytes", "weights_bytes", "kv_bytes",
+    "memory_capacity_bytes", "tokens", "tokens_per_s", "time_per_step_s", "ttft_s", "tpot_s", "mac_utilization",
+    "memory_bandwidth_utilization", "busiest_unit",
+)  # fmt: skip
+_ROOFLINE: Final = (
+    "peak_flops_per_s", "peak_bytes_per_s", "intensity_flop_per_byte", "achieved_flops_per_s", "bound",
+)  # fmt: skip
+ENGINE_USES: Final = 64
+"""Passes after which an engine is made anew: it remembers every pass that it ran."""
+
+
+class Prepared(NamedTuple):
+    """A point that may exist: its machine and workload, and the hash of everything that its results depend on."""
+
+    machine: Machine
+    workload: Workload
+    key: str
+
+
+def prepare(spec: Spec, keys: Mapping[str, Value]) -> Prepared:
+    """Build the machine and the workload of a point. Raises ConfigError where they, or a constraint, forbid it."""
+    from sim.kinds import load_hardware
+    from workloads import load_workload
+
+    overrides: dict[str, dict[str, Value]] = {"hw": {}, "workload": {}}
+    for key, value in keys.items():
+        root, dot, rest = key.partition(".")
+        if dot:
+            overrides[root][rest] = value
+    machine = load_hardware(str(keys.get("hardware", spec.hardware)), overrides["hw"])
+    workload = load_workload(str(keys.get("workload", spec.workload)), overrides["workload"])
+    for text in spec.constraints:
+        if not condition(text).holds(lambda name: _value(machine, workload, name)):
+            raise ConfigError(f"constraint {text!r} does not hold")
+    return Prepared(machine, workload, _content(machine, workload))
+
+
+@lru_cache(maxsize=256)
+def condition(text: str) -> Condition:
+    """The condition that `text` says, read once."""
+    return Condition(text)
+
+
+def evaluate(prepared: Prepared) -> Row:
+    """Simulate a prepared point; returns the metrics with `status` and `error`."""
+    from sim.engine import simulate
+
+    try:
+        report = simulate(prepared.machine, prepared.workload, engine=_engine(prepared.machine))
+        return {"status": OK, "error": None, **metrics(report.summary)}
+    except ConfigError as error:
+        return {"status": IMPOSSIBLE, "error": str(error)}
+    except Exception as error:
+        return {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
+
+
+def refused(error: ConfigError) -> Row:
+    """The row of a point that cannot exist."""
+    return {"status": IMPOSSIBLE, "error": str(error)}
+
+
+def metrics(summary: Mapping[str, Any]) -> Row:
+    """The columns of a result row, from the summary of a run."""
+    roofline = summary["roofline"]
+    row: Row = {name: summary[name] for name in _PLAIN} | {name: roofline[name] for name in _ROOFLINE}
+    row["edp_js"] = summary["energy_j"] * summary["time_s"]
+    row["tokens_per_j"] = summary["tokens"] / summary["energy_j"] if summary["energy_j"] else None
+    row |= {f"utilization.{unit}": share for unit, share in summary["utilization"].items()}
+    row |= {f"energy_j.{component}": joules for component, joules in summary["energy_breakdown_j"].items()}
+    return row
+
+
+def check_axes(spec: Spec, keys: Mapping[str, Value]) -> None:
+    """Refuse keys that no machine or workload has, before anything runs. Raises ConfigError with the nearest name.
+
+    A value that is wrong only together with others is no reason: such points are skipped one by one.
+    """
+    from sim.kinds import load_hardware
+    from workloads import load_workload
+
+    for key, value in keys.items():
+        root, dot, rest = key.partition(".")
+        try:
+            if not dot:
+                (load_hardware if key == "hardware" else load_workload)(str(value))
+            elif root == "hw":
+                load_hardware(str(keys.get("hardware", spec.hardware)), {rest: value})
+            else:
+                load_workload(str(keys.get("workload", spec.workload)), {rest: value})
+        except ConfigError as error:
+            if not dot:
+                raise
+            if "unknown key" in error.message:
+                raise ConfigError(f"axis {key}: {error.message}") from None
+
+
+def _value(machine: Machine, workload: Workload, name: str) -> Any:
+    root, _, rest = name.partition(".")
+    if root == "hw":
+        return value_at(machine, rest, "hw")
+    if workload.scenario is None:
+        raise ConfigError(f"{name}: a workload from a trace file has no keys")
+    return value_at(workload.scenario, rest, "workload")
+
+
+_ENGINE: list[Any] = ["", None, 0]
+
+
+def _engine(machine: Machine) -> PassRunner:
+    """The engine of the last point if that had the same machine: what the mapper found out holds on."""
+    from sim.kinds import engine_for
+
+    what = machine.model_dump_json(by_alias=True)
+    if what != _ENGINE[0] or _ENGINE[2] >= ENGINE_USES:
+        _ENGINE[:] = [what, engine_for(machine), 0]
+    _ENGINE[2] += 1
+    engine: PassRunner = _ENGINE[1]
+    return engine
+
+
+def _content(machine: Machine, workload: Workload) -> str:
+    digest = sha256(code_version().encode())
+    for text in (
+        machine.model_dump_json(by_alias=True),
+        machine.dram.model_dump_json(by_alias=True),
+        *(tier.model_dump_json(by_alias=True) for tier in machine.tier_data.values()),
+        _table(machine.energy.table),
+        _asked(workload),
+    ):
+        digest.update(text.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _table(name: str) -> str:
+    from sim.energy_tables import load_table
+
+    return load_table(name)[0].model_dump_json(by_alias=True)
+
+
+def _asked(workload: Workload) -> str:
+    if workload.scenario is None or workload.model is None:
+        assert workload.source is not None
+        return workload.source.read_text(encoding="utf-8")
+    lengths = ",".join(map(str, workload.lengths))
+    return f"{workload.scenario.model_dump_json(by_alias=True)}{lengths}{workload.model.model_dump_json(by_alias=True)}"
+
+
+@cache
+def code_version() -> str:
+    """Hash of the version and of all code and data that results depend on."""
+    from sim import __version__
+    from sim.catalog import folder
+
+    digest = sha256(__version__.encode())
+    package = Path(__file__).resolve().parent.parent
+    roots = [package, folder("workload").parent, folder("memory").parent]
+    for path in sorted({p for root in roots for ending in ("*.py", "*.yaml") for p in root.rglob(ending)}):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,98 @@
+"""Runs a sweep: points go out to workers, rows come back into the folder, and what is done is never done again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sim.sweep.cache import cache_file
+from sim.sweep.local import Task, solve_all
+from sim.sweep.point import check_axes
+from sim.sweep.space import Space
+from sim.sweep.spec import Spec
+from sim.sweep.store import RESULTS, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished sweep: its table, sorted by point, and how many points ended how."""
+
+    table: pa.Table
+    counts: dict[str, int]
+    columns: tuple[str, ...]
+
+
+def run_sweep(
+    spec: Spec,
+    folder: str | Path,
+    *,
+    jobs: int = 1,
+    cluster: str | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    cached: bool = True,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Simulate all points of `spec` into `folder`. `progress` is called with (points done, points).
+
+    Raises ConfigError for keys that do not exist, a folder of something else and a cluster out of reach. Interrupted,
+    it leaves the rows that are done, for `resume`.
+    """
+    space = Space(spec)
+    _check(space)
+    store = Store(folder, spec)
+    done = store.open(resume, restart)
+    counts: Counter[str] = Counter()
+    points = space.size
+    store.describe(points, False, counts)
+    cache = cache_file() if cached else None
+
+    def tasks() -> Iterator[Task]:
+        nonlocal points
+        for number in range(space.size):
+            keys = space.point(number)
+            if keys is None:
+                points -= 1
+            elif number not in done:
+                yield number, keys
+
+    if cluster is None:
+        rows = solve_all(spec, tasks(), jobs, cache)
+    else:
+        from sim.sweep.cluster import solve_on_cluster
+
+        rows = solve_on_cluster(spec, tasks(), cluster, cache)
+    finished = len(done)
+    try:
+        if progress:
+            progress(finished, points)
+        for number, row in rows:
+            store.add({"point": number, **space.row(space.choices(number)), **row})
+            finished += 1
+            if progress:
+                progress(finished, points)
+    finally:
+        store.flush()
+    table = store.finish(space.columns)
+    counts.update(table["status"].to_pylist() if table.num_rows else ())
+    store.describe(points, True, counts, [RESULTS])
+    return Outcome(table, dict(counts), space.columns)
+
+
+def _check(space: Space) -> None:
+    check_axes(space.spec, {"hardware": space.spec.hardware, "workload": space.spec.workload})
+    seen: set[str] = set()
+    for axis in space.axes:
+        for step in axis.steps:
+            keys = {key: value for key, value in step.items() if key not in seen}
+            seen.update(keys)
+            check_axes(space.spec, keys)
+    check_axes(space.spec, space.spec.set)
