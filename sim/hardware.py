@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from sim.errors import ConfigError
 from sim.links import Links
 from sim.machine import Chip, Machine, Positive, Rate, Strict, as_rate
-from sim.pim.use import Operators, PimUse
+from sim.pim.use import KERNEL, Interleave, Operators, PimUse
 from sim.units import Bytes, Frequency, Time
 
 
@@ -128,6 +129,29 @@ class Hardware(Machine):
                 f"{self.array.rows}x{self.array.columns} array; at least {8 * tile} B"
             )
         return self
+
+    def check_parts(self) -> None:
+        """Raise ConfigError for a use of units in the memory that the memory does not allow."""
+        if self.pim is None:
+            return
+        pim, standard = self.dram.pim, self.memory.standard
+        if pim is None:
+            raise ConfigError(
+                f"says how units in the memory are used, but {standard} has none; memories with them have a section pim",
+                key="pim",
+            )
+        if KERNEL not in pim.kernels:
+            raise ConfigError(
+                f"places operators in the memory, but {standard} has no kernel {KERNEL!r} for them, only "
+                f"{', '.join(pim.kernels)}",
+                key="pim.operators",
+            )
+        if self.pim.interleave is Interleave.ALWAYS and pim.mode == "blocked":
+            raise ConfigError(
+                f"is always, but {standard} is in mode blocked: while it computes, the NPU has no memory to work on the "
+                "other half of the batch; use never, or a memory with two row buffers",
+                key="pim.interleave",
+            )
 
     @property
     def riding(self) -> bool:

@@ -72,6 +72,10 @@ def load_hardware(name_or_path: str | Path, overrides: dict[str, Any] | None = N
     except ConfigError as error:
         # An unknown name has no file of its own; a fault inside the memory's file is told with that file.
         raise error if error.file else document.error(str(error), "memory") from None
+    try:
+        machine.check_parts()
+    except ConfigError as error:
+        raise document.error(error.message, error.key) from None
     _ = machine.tier_data
     return machine
 

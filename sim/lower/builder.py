@@ -121,7 +121,7 @@ class Work:
     sram_write: int = 0
     accumulator: int = 0
     link: int = 0
-    pim_macs: int = 0
+    pim_macs: int = 0  # of units in memory, and of vector units that complete their work
 
 
 NOTHING = Work()

@@ -144,7 +144,7 @@ def link(
     np.cumsum(np.bincount(pred, minlength=tasks), out=ptr[1:])
     segments = _Segments.of(
         task_of_segment, np.concatenate(seg_start), np.concatenate(seg_bytes), is_memory, memory, channels, symmetry,
-        local, group_of_channel,
+        local, group_of_channel if local.task or jobs.task else None,
     )  # fmt: skip
     job_ptr, job_rows = _jobs(jobs, segments.group, is_memory)
     program = Program(

@@ -67,6 +67,9 @@ class PimAttention:
         self.builder, self.plan, self.attrs, self.element = builder, plan, attrs, element
         self.query, self.result, self.start = query, result, start
         self.turns = list(turns(plan, part))
+        assert builder.machine.pim is not None
+        # Where nothing is appended, the newest position has no key and no value, as if it were among the cached ones.
+        self.newest = builder.machine.pim.append != "none"
         self.served = 0
         self.query_read = self.result_written = 0  # bytes so far: requests follow each other
 
@@ -157,12 +160,15 @@ class PimAttention:
         b, a, maker = self.builder, self.attrs, self.plan.maker
         core = self.core()
         past, rows = turn.request.past, turn.copies * a.heads
-        amount = whole(rows * (past + 1) * self.element)
+        columns = past + self.newest or 1
+        amount = whole(rows * columns * self.element)
         vector = b.machine.vector
-        newest = int(cost.vector_cycles(vector, "mul", 1, rows * a.head_dim))
-        newest += int(cost.vector_cycles(vector, "sum", rows, a.head_dim))
+        more = int(cost.vector_cycles(vector, "mul", 1, rows * a.head_dim)) * self.newest
+        more += int(cost.vector_cycles(vector, "sum", rows, a.head_dim)) * self.newest
         ops = rows * (past + 1) * SOFTMAX_VECTOR_OPS
-        soft = vector_task(b, core, "softmax", rows, past + 1, (amount, amount), ready, ops, more=newest)
+        soft = vector_task(
+            b, core, "softmax", rows, columns, (amount, amount), ready, ops, more=more, macs=rows * a.head_dim
+        )
         tokens = maker.chunk_tokens(past)
         if not tokens:
             return (soft,)
@@ -181,12 +187,14 @@ class PimAttention:
             ready = (self.job(turn, maker.values(turn.request, places), ready),)
         size = whole(elements * self.element)
         # Values that are not in the units' rows are scaled by their probabilities; then all parts are added up.
-        loose, parts = self.tail(turn) + 1, maker.token_chunks(past)
+        loose, parts = self.tail(turn) + self.newest, maker.token_chunks(past)
         scaled = int(cost.vector_cycles(b.machine.vector, "mul", 1, loose * elements))
+        macs = (self.tail(turn) + 1) * elements
         ready = (*ready, *(task for item in held for task in item.ready))
         done = vector_task(
-            b, core, "add", 1, (loose + parts - 1) * elements or 1, ((loose + parts) * size, size), ready, more=scaled
-        )
+            b, core, "add", 1, (loose + parts - 1) * elements or 1, ((loose + parts) * size, size), ready, more=scaled,
+            macs=macs,
+        )  # fmt: skip
         if self.result is not None:
             done = b.move(core, True, [(self.result.space, self.result.offset + self.result_written, size)], (done,))
             self.result_written += size
@@ -207,7 +215,7 @@ class PimAttention:
         """Hand jobs to the units of a group of channels, through the shared port where there is one."""
         b, maker = self.builder, self.plan.maker
         if PIM_PORT in b.shared:
-            cycles = turn.copies * maker.costs.instructions(jobs)
+            cycles = turn.copies * maker.instructions(jobs)
             ready = (b.task(b.shared[PIM_PORT], cycles, ready),)
         results = turn.copies * maker.readouts(jobs) * whole(self.plan.layout.banks * self.element)
         return b.pim([(turn.number, jobs)], ready, Work(sram_write=results, pim_macs=turn.copies * maker.macs(jobs)))

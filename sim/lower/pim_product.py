@@ -48,7 +48,7 @@ def lower_pim_product(
             builder.release(0, held.buffer, ready if pim.load == "bank" else held.ready)
         jobs = maker.product(shape, places)
         if PIM_PORT in builder.shared:
-            ready = (builder.task(builder.shared[PIM_PORT], channels * maker.costs.instructions(jobs), ready),)
+            ready = (builder.task(builder.shared[PIM_PORT], channels * maker.instructions(jobs), ready),)
         results = channels * maker.readouts(jobs) * whole(shape.banks * element)
         work = Work(sram_write=results, pim_macs=channels * maker.macs(jobs))
         done = builder.pim([(group, jobs) for group in groups], ready, work)

@@ -56,7 +56,8 @@ class PimRunner:
         if self.pim.interleave is Interleave.ALWAYS:
             return self._run(work, overlap=True)
         one = self._run(work, overlap=False)
-        if self.pim.interleave is Interleave.NEVER:
+        memory = self.machine.dram.pim
+        if self.pim.interleave is Interleave.NEVER or memory is None or memory.mode == "blocked":
             return one
         try:
             two = self._run(work, overlap=True)

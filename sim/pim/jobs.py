@@ -76,7 +76,9 @@ _KNOWN: dict[str, Memory] = {}
 @lru_cache(maxsize=4096)
 def _pace(key: str, kernel: int, loads: int, groups: int, dots: int, side: int) -> tuple[int, int]:
     """(ticks of a job of one tile, ticks of each further tile)."""
-    memory = _KNOWN[key].model_copy(update={"refresh": "none"})
+    from sim.standards import Refresh
+
+    memory = _KNOWN[key].model_copy(update={"refresh": Refresh.NONE})
     ends = []
     for tiles in (1, PACE_TILES):
         rows = [[kernel, loads, tiles, groups, dots, 1 + n * tiles, 1, side, 0, 0, 0, 0] for n in range(3)]

@@ -14,16 +14,14 @@ from numpy.typing import NDArray
 
 from sim.kernels import pim_tables as at
 from sim.pim.address import RowAddresses, runs
-from sim.pim.estimate import JobCosts
+from sim.pim.jobs import instructions, job_ticks
 from sim.pim.placement import KvLayout, Placement, Request
+from sim.pim.schema import Scope
+from sim.pim.use import KERNEL
 from sim.standards import Memory
 
 Ints = NDArray[np.int64]
 Runs = tuple[Ints, Ints]
-
-KERNEL = "gemv"
-"""The template of a memory that multiplies rows with a loaded vector."""
-
 
 @dataclass(frozen=True)
 class JobMaker:
@@ -32,7 +30,6 @@ class JobMaker:
     memory: Memory
     layout: KvLayout
     queries: int
-    costs: JobCosts
 
     @property
     def query_vectors(self) -> int:
@@ -100,6 +97,20 @@ class JobMaker:
         return int((jobs[:, at.TILES] * jobs[:, at.GROUPS] * jobs[:, at.DOTS]).sum()) * (
             self.layout.banks * self.memory.pim.macs
         )
+
+    def ticks(self, jobs: Ints) -> int:
+        """Ticks of `jobs` one after another on a channel that does nothing else."""
+        return int(job_ticks(self.memory, jobs).sum())
+
+    def instructions(self, jobs: Ints) -> int:
+        """PIM instructions that `jobs` take through a port, the activations of each tile among them."""
+        assert self.memory.pim is not None
+        opened = {
+            Scope.BANK: self.layout.banks,
+            Scope.BANK_GROUP: self.layout.banks // self.memory.organisation.banks,
+            Scope.SET: 1,
+        }[self.memory.pim.activate]
+        return int(instructions(self.memory, jobs).sum() + opened * jobs[:, at.TILES].sum())
 
     def readouts(self, jobs: Ints) -> int:
         """Read-outs of `jobs`."""

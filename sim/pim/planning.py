@@ -12,7 +12,6 @@ from sim.capacity import passing_bytes
 from sim.errors import ConfigError
 from sim.hardware import Hardware
 from sim.pim.address import RowAddresses
-from sim.pim.estimate import JobCosts
 from sim.pim.parts import Part, cut_lengths, named
 from sim.pim.placement import KvLayout, Placement, Request, deal, halves, place
 from sim.pim.plan import Ints, JobMaker, PimPlan, ProductRows
@@ -70,10 +69,9 @@ def plan_pass(machine: Hardware, work: Pass, overlap: bool) -> dict[str, BlockPl
     blocks = {block.name: block for block in work.blocks}
     first = addresses.first_free_row(_ordinary_bursts(machine, work, wanted))
     row = first
-    costs = JobCosts(memory)
     placed: dict[str, tuple[JobMaker, Placement, tuple[Part, ...]]] = {}
     for name, op in wanted.items():
-        maker = _maker(machine, op, costs)
+        maker = _maker(machine, op)
         layout = maker.layout
         attrs = op.attrs
         assert isinstance(attrs, AttentionAttrs)
@@ -163,14 +161,14 @@ def estimate_ticks(maker: JobMaker, past: int) -> int:
     request = Request(past, 0, 0, 0, 0)
     keys = maker.keys(request, _nowhere(maker.query_vectors))
     values = maker.values(request, _nowhere(maker.vector_count(past) - maker.query_vectors))
-    return maker.costs.ticks(keys) + maker.costs.ticks(values)
+    return maker.ticks(keys) + maker.ticks(values)
 
 
 def _nowhere(count: int) -> Ints:
     return np.zeros((count, 2), np.int64)
 
 
-def _maker(machine: Hardware, op: Op, costs: JobCosts) -> JobMaker:
+def _maker(machine: Hardware, op: Op) -> JobMaker:
     memory, attrs = machine.dram, op.attrs
     assert isinstance(attrs, AttentionAttrs)
     pim = memory.pim
@@ -192,7 +190,7 @@ def _maker(machine: Hardware, op: Op, costs: JobCosts) -> JobMaker:
         value_dim=attrs.v_head_dim,
         collected=memory.burst_bytes // int(pim.element) if machine.pim and machine.pim.append == "collected" else 1,
     )
-    return JobMaker(memory, layout, attrs.heads // attrs.kv_heads, costs)
+    return JobMaker(memory, layout, attrs.heads // attrs.kv_heads)
 
 
 def _caches(block: Block, parts: tuple[Part, ...], machine: Hardware) -> frozenset[str]:
@@ -237,7 +235,7 @@ def _refuse(
     raise ConfigError(
         f"the KV cache of {requests} requests needs {needed} rows ({needed * row / gib:.2f} GiB) in the fullest "
         f"channel, but {addresses.rows - first} of its {addresses.rows} rows "
-        f"({(addresses.rows - first) * row / gib:.2f} GiB) are left beside weights and activations; fewer requests, more channels ({machine.memory.channels} now), or another "
-        f"placement ({machine.pim.placement if machine.pim else ''} now) would help",
+        f"({(addresses.rows - first) * row / gib:.2f} GiB) are left beside weights and activations; fewer requests, "
+        f"more channels ({machine.memory.channels} now) or another placement would help",
         key="memory.channels",
     )

@@ -13,6 +13,10 @@ from sim.machine import Strict
 from sim.pim.placement import Policy
 
 
+KERNEL = "gemv"
+"""The template of a memory that multiplies rows with a loaded vector, which operators in memory are made of."""
+
+
 class Operators(StrEnum):
     """Work that can be placed in the memory."""
 
