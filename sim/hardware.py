@@ -61,8 +61,9 @@ class Vector(Strict):
     rows_per_vector: Positive = Field(default=1, description="rows that share one vector in row-wise functions")
     simple_slots: Positive = Field(default=1, description="simple instructions issued in a cycle")
     special_parallel: bool = Field(default=False, description="exp, tanh ... run beside the simple instructions")
-    charge: Literal["all", "softmax"] = Field(
-        default="all", description="softmax: all other functions take no time, as in the NeuPIMs artifact"
+    charge: Literal["all", "issue"] = Field(
+        default="all",
+        description="issue: a softmax takes a cycle a row and nothing else any time, as in the NeuPIMs artifact",
     )
     reduce_cycles: int | None = Field(default=None, ge=0, description="one reduction over lanes; default log2 steps")
 

@@ -76,16 +76,14 @@ def vector_task(
     `macs`: multiply-accumulates among that."""
     machine = builder.machine
     pad = machine.scratchpad
-    free = machine.vector.charge == "softmax" and function != "softmax"
-    cycles = (
-        0
-        if free
-        else max(
+    if machine.vector.charge == "issue":
+        cycles = rows if function == "softmax" else 0
+    else:
+        cycles = max(
             int(cost.vector_cycles(machine.vector, function, rows, columns, keep)) + more,
             -(-sizes[0] // pad.read_bytes_per_cycle),
             -(-sizes[1] // pad.write_bytes_per_cycle),
         )
-    )
     work = Work(vector_ops=ops + 2 * macs, sram_read=sizes[0], sram_write=sizes[1], pim_macs=macs)
     return builder.task(core * PER_CORE + Unit.VECTOR, cycles, after, work)
 
