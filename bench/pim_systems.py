@@ -1,8 +1,8 @@
-"""NPU alone, NPU+PIM blocked, with two row buffers, and interleaved: the study's models and data sets, beside its claims.
+"""NPU alone, NPU+PIM blocked, with two row buffers, and interleaved: the NeuPIMs study's cases beside its claims.
 
-`python -m bench.pim_systems [--models 7b,13b] [--write]` simulates one decode step of 256 requests on one device of each
-model's cut, and prints speedups, how busy each part is, and simulated memory cycles per CPU second. `--write` renews the
-tables of docs/pim_systems.md.
+`python -m bench.pim_systems [--models 7b,13b] [--write]` simulates one decode step of 256 requests on one device of
+each model's cut, and prints speedups, how busy each part is, and simulated memory cycles per CPU second. `--write`
+renews the tables of docs/pim_systems.md.
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ def rows(models: list[str]) -> tuple[list[str], dict[tuple[str, str], dict[str, 
             for system, m in here.items():
                 speedup = here["NPU only"].step_s / m.step_s
                 pim = "" if m.pim is None else f"{m.pim:.0%}"
-                lines.append(
-                    f"| {model.upper()}, {lengths} | {system} | {m.step_s * 1e3:.2f} ms | {speedup:.2f}x | {m.npu:.0%} | {pim} "
-                    f"| {m.bus:.0%} | {m.wall_s:.1f} s | {m.cycles / m.cpu_s / 1e6:.2f} |"
-                )
+                cells = [
+                    f"{model.upper()}, {lengths}", system, f"{m.step_s * 1e3:.2f} ms", f"{speedup:.2f}x",
+                    f"{m.npu:.0%}", pim, f"{m.bus:.0%}", f"{m.wall_s:.1f} s", f"{m.cycles / m.cpu_s / 1e6:.2f}",
+                ]  # fmt: skip
+                lines.append(f"| {' | '.join(cells)} |")
                 print(lines[-1], flush=True)
     return lines, found
 

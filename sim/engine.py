@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sim.capacity import check_capacity, check_tiers
 from sim.execute import execute
 from sim.hardware import Hardware
+from sim.hints import check_hints
 from sim.kinds import PassRunner, engine_for
 from sim.lower import lower_pass
 from sim.machine import Machine
@@ -80,6 +81,7 @@ def simulate(
     trace = workload.trace()
     check_capacity(machine, trace)
     check_tiers(machine, trace)
+    check_hints(machine, trace)
     engine = engine or engine_for(machine)
     passes = []
     for number, work in enumerate(trace.passes):
@@ -88,4 +90,4 @@ def simulate(
         passes.append(engine.run(work))
     if progress:
         progress("done", len(trace.passes), len(trace.passes))
-    return Report(machine, workload, tuple(passes), wall_s=time.perf_counter() - began)
+    return Report(machine, workload, tuple(passes), wall_s=time.perf_counter() - began, hints=trace.hints)

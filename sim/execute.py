@@ -22,15 +22,8 @@ COMMANDS = {
 }  # fmt: skip
 
 
-_TABLES: dict[tuple[str, bool], at.DramTables] = {}
-
-
-def tables(memory: Memory, steady: bool) -> at.DramTables:
-    """The compiled memory, remembered; `steady` switches the steady-state shortcut."""
-    key = (memory.model_dump_json(by_alias=True), steady)
-    if key not in _TABLES:
-        _TABLES[key] = compile_memory(memory, steady=steady)
-    return _TABLES[key]
+_LAST: dict[tuple[str, bool], tuple[at.DramTables, at.ChannelState]] = {}
+"""The memory used last, compiled, and channels with what the steady-state shortcut knows; taken out while in use."""
 
 
 def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
@@ -40,9 +33,12 @@ def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
     program = linked.program
     tasks = program.unit.shape[0]
     result = Result(*(np.full(tasks, -1, np.int64) for _ in range(3)))
-    t = tables(memory, steady)
     classes = program.seg_ptr.shape[0]
-    state = new_state(t, classes, linked.ring, jobs=max(linked.pim_ring, 1))
+    key = (memory.model_dump_json(by_alias=True), steady)
+    t, known = _LAST.pop(key, (None, None))
+    if t is None:
+        t = compile_memory(memory, steady=steady)
+    state = new_state(t, classes, linked.ring, jobs=max(linked.pim_ring, 1), known=known)
     period = memory.period
     num, den = period.numerator, period.denominator
     done = run(program, result, t, state, num, den)
@@ -55,12 +51,15 @@ def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
     for c in range(classes):
         advance(t, state, c, NEVER)
         end = max(end, int(to_ps(state.scalar[c, at.LAST_END], num, den)))
+    counts = _counts(linked, memory, t, state, end, period)
+    _LAST.clear()
+    _LAST[key] = t, state
     return Schedule(
         start_ps=result.start,
         release_ps=result.release,
         finish_ps=result.finish,
         makespan_ps=end,
-        memory=_counts(linked, memory, t, state, end, period),
+        memory=counts,
     )
 
 

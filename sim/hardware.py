@@ -10,13 +10,22 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sim.errors import ConfigError
 from sim.links import Links
 from sim.machine import Chip, Machine, Positive, Rate, Strict, as_rate
 from sim.pim.use import KERNEL, Interleave, Operators, PimUse
+from sim.sparse.schema import SparseArray
 from sim.units import Bytes, Frequency, Time
+
+
+def _known_unit(name: str) -> str:
+    from sim.arithmetic import PLAIN, load_unit
+
+    if name != PLAIN:
+        load_unit(name)
+    return name
 
 
 class Dataflow(StrEnum):
@@ -42,7 +51,9 @@ class Array(Strict):
     columns: Positive = Field(description="PE columns of one array")
     dataflow: Dataflow = Field(description="ws, os or is")
     preload: Preload = Field(description="fold_serial (nothing overlaps) or double_buffered (loads overlap the stream)")
-    formats: dict[str, Rate] = Field(description="number format: multiply-accumulates per PE and cycle", min_length=1)
+    formats: dict[str, Rate] = Field(
+        description="number format, or activation*weight format: multiply-accumulates per PE and cycle", min_length=1
+    )
     accumulate: str = Field(description="number format of the accumulators")
     reload: Literal["chunk", "tile"] = Field(
         default="tile", description="stationary operand loaded once per tile, or again for each `rows` rows of stream"
@@ -50,6 +61,9 @@ class Array(Strict):
     issue_floor: Positive = Field(default=1, description="fewest cycles between two streams")
     cold_load: int | None = Field(default=None, ge=0, description="cycles to fill an empty array; default 2 rows - 1")
     drain: bool = Field(default=False, description="fold-serial output-stationary: charge the shift of results")
+    unit: Annotated[str, AfterValidator(_known_unit)] = Field(
+        default="plain", description="kind of arithmetic unit: a name in hwconfigs/units, or plain"
+    )
 
 
 class Vector(Strict):
@@ -108,6 +122,7 @@ class Hardware(Machine):
     scratchpad: Scratchpad
     accumulator: Accumulator
     dma: Dma
+    sparse: SparseArray | None = Field(default=None, description="engine that skips zeros; default: none")
     attention: Literal["flash", "unfused"] = Field(description="flash: fused on chip where it fits")
     links: Links | None = Field(default=None, description="to other devices, for models that are cut over several")
     pim: PimUse | None = Field(default=None, description="use of units in the memory, where it has some")
@@ -138,7 +153,7 @@ class Hardware(Machine):
         pim, standard = self.dram.pim, self.memory.standard
         if pim is None:
             raise ConfigError(
-                f"says how units in the memory are used, but {standard} has none; memories with them have a section pim",
+                f"says how units in the memory are used, but {standard} has none; a memory with them has a section pim",
                 key="pim",
             )
         if KERNEL not in pim.kernels:
@@ -149,8 +164,8 @@ class Hardware(Machine):
             )
         if self.pim.interleave is Interleave.ALWAYS and pim.mode == "blocked":
             raise ConfigError(
-                f"is always, but {standard} is in mode blocked: while it computes, the NPU has no memory to work on the "
-                "other half of the batch; use never, or a memory with two row buffers",
+                f"is always, but {standard} is in mode blocked: while it computes, the NPU has no memory to work on "
+                "the other half of the batch; use never, or a memory with two row buffers",
                 key="pim.interleave",
             )
 
@@ -182,12 +197,20 @@ class Hardware(Machine):
         return float(2 * self.chip.lanes * self.clock * self.array.formats[number_format])
 
     @property
+    def abilities(self) -> frozenset[str]:
+        """Arrays, and what its sparse engine and its memory add."""
+        sparse = {"sparse", "nm"} if self.sparse is not None else set()
+        return super().abilities | {"systolic"} | sparse
+
+    @property
     def chip(self) -> Chip:
         """Arrays as lanes; a core's scratchpad is what an access pays for."""
         return Chip(
             sram_access_bytes=int(self.scratchpad.capacity),
             sram_bytes=self.cores * (self.scratchpad.capacity + self.accumulator.capacity),
             lanes=self.cores * self.array.count * self.array.rows * self.array.columns,
+            unit=self.array.unit,
+            array_lanes=self.array.rows * self.array.columns,
         )
 
     @property

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.energy import energy_rows, operator_energy_j, total_counts
+from sim.energy import total_counts
 from sim.energy_row import COMPONENTS, EnergyRow
+from sim.hints import mac_energy, told
 from sim.joins import busy_ps, merge, work_by_operator
+from sim.kinds import account_of
 from sim.output import result_folder
 from sim.passes import PassResult
 from sim.report_tables import PS, Columns, Roofs, operator_columns, unit_names
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from sim.machine import Machine
     from workloads import Workload
+    from workloads.trace import Hint
 
 SCHEMA = "opcycle/summary/1"
 
@@ -45,6 +48,7 @@ class Report:
     workload: Workload | RunInfo
     passes: tuple[PassResult, ...]
     wall_s: float = 0.0
+    hints: tuple[Hint, ...] = ()
 
     @cached_property
     def info(self) -> RunInfo:
@@ -68,6 +72,7 @@ class Report:
             "model": self.info.model,
             "batch": self.info.batch,
             "methods": list(self.info.methods),
+            "hints": told(self.machine, self.hints),
             "time_s": time_s,
             "energy_j": energy_j,
             "power_w": energy_j / time_s if time_s else None,
@@ -168,12 +173,14 @@ class Report:
     @cached_property
     def energy_rows(self) -> tuple[EnergyRow, ...]:
         """The energy account; its rows sum to `energy_j` exactly."""
-        return tuple(energy_rows(self.machine, self.passes, self._work))
+        account = account_of(self.machine)
+        return tuple(account.energy_rows(self.machine, self.passes, self._work, self._mac_energy))
 
     @cached_property
     def operator_columns(self) -> Columns:
         """The table of operators as plain columns."""
-        joules = operator_energy_j(self.machine, self.passes, self._work, self.energy_rows)
+        account = account_of(self.machine)
+        joules = account.operator_energy_j(self.machine, self.passes, self._work, self.energy_rows, self._mac_energy)
         return operator_columns(self.passes, self._work, joules, self._roofs)
 
     @cached_property
@@ -207,6 +214,10 @@ class Report:
 
                 draw_all(target)
         return Path(folder)
+
+    @cached_property
+    def _mac_energy(self) -> dict[str, float]:
+        return mac_energy(self.hints)
 
     @cached_property
     def _work(self) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import Field
 
 from sim.errors import ConfigError
-from sim.links import Links, ring_cost, transfer_ps
+from sim.links import Links
+from sim.links.device import device_cost
 from sim.machine import Chip, Machine, Positive
 from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow
 from sim.units import Bytes, Frequency
@@ -108,9 +109,10 @@ class RooflineEngine:
                     "and has no links to others (links)",
                     key=key,
                 )
-            sent, hops = ring_cost(attrs)
-            length = transfer_ps(machine.links, sent) + hops * int(machine.links.latency) if machine.links else 0
-            return [({"unit": LINK, "link_bytes": -int(-sent // 1)}, length)]
+            if machine.links is None:
+                return [({"unit": LINK}, 0)]
+            cost = device_cost(machine.links, attrs)
+            return [({"unit": LINK, "link_bytes": -int(-cost.sent // 1)}, cost.busy_ps + cost.tail_ps)]
         found = []
         if op.flops:
             data = _format(op)

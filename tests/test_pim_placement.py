@@ -98,7 +98,10 @@ def test_requests_of_a_channel_share_no_row(dealt: list[list[int]], first: int) 
         assert taken <= set(range(first, first + placement.kv_rows))
 
 
-@pytest.mark.parametrize("mapping", ["", "ro:6,ra:1,bg:2,ba:2,ch:c,co:4", "ro:2,co:2,ro:4,ra:1,ba:2,bg:1,co:2,bg:1,ch:c"])
+MAPPINGS = ("", "ro:6,ra:1,bg:2,ba:2,ch:c,co:4", "ro:2,co:2,ro:4,ra:1,ba:2,bg:1,co:2,bg:1,ch:c")
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
 def test_addresses_are_the_inverse_of_the_decoder(mapping: str) -> None:
     memory_ = memory(mapping)
     addresses, tables = RowAddresses(memory_), compile_memory(memory_)

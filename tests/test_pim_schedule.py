@@ -1,4 +1,4 @@
-"""Sections of a pass with attention in memory: every operator of every layer once, in an order that keeps its inputs."""
+"""Sections of a pass with attention in memory: every operator of every layer once, after those that it needs."""
 
 from __future__ import annotations
 

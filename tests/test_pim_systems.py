@@ -1,4 +1,4 @@
-"""Whole passes with attention in memory: exact savings, books, traffic, order of systems, published cycles, refusals."""
+"""Whole passes with attention in memory: exact savings, books, traffic, published cycles, what is refused."""
 
 from __future__ import annotations
 
@@ -63,8 +63,10 @@ def run(work: Pass, name: str = "neupims", **settings: Any) -> PassResult:
 def test_savings_change_nothing(interleave: str, lengths: tuple[int, ...]) -> None:
     work = decode(lengths)
     results = [
-        Engine(machine(pim_interleave=interleave), symmetry=symmetry, reuse=reuse, steady=steady).run(work)
-        for symmetry, reuse, steady in ((True, True, True), (False, True, True), (True, False, True), (True, True, False))
+        Engine(machine(pim_interleave=interleave), symmetry=bool(symmetry), reuse=bool(reuse), steady=bool(steady)).run(
+            work
+        )
+        for symmetry, reuse, steady in ((1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0))
     ]
     assert all(equal(results[0], other) for other in results[1:])
     assert sum(results[0].schedule.memory.pim_busy_ps) > 0
@@ -140,7 +142,7 @@ def test_new_values_are_written_to_a_row_of_each_element() -> None:
 
 
 def test_collected_values_go_to_their_rows_when_they_fill_a_burst() -> None:
-    """After 63 positions the 64th fills a burst of 32: 64 bursts, beside two of the key and two of the value in order."""
+    """After 63 positions the 64th fills a burst of 32: 64 bursts, beside two of the key and two of the value."""
     assert appended((63,), "collected") == 3 * (2 + 2 + 64)
     assert appended((64,), "collected") == 3 * (2 + 2)
 

@@ -122,7 +122,7 @@ def test_longest_context_that_fits() -> None:
         ({"context": None, "lengths": [200_000]}, "lengths", "max_position 131072"),
         ({"formats": {"kv": "fp17"}}, "formats.kv", "unknown number format 'fp17'.*nearest: fp16"),
         ({"formats": {"cache": "fp16"}}, "formats.cache", "kv"),
-        ({"methods": ["speculative"]}, "methods", "no methods exist"),
+        ({"methods": ["speculative"]}, "methods.0", "unknown method .speculative."),
         ({"model": "llama-3.2-2b"}, None, "nearest is 'llama-3.2-1b'"),
         ({"model": "./nowhere.json"}, None, "no such model file"),
         ({"schema": "opcycle/workload/9"}, "schema", "opcycle/workload/1"),

@@ -9,33 +9,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from sim.config import ConfigError, Document, apply_overrides, build, load_yaml, nearest, show
 from workloads.build import Builder, decode_passes, denoise_passes, encode_passes, make_trace, prefill_passes
 from workloads.distributions import draw_lengths, load_length_set
 from workloads.emit import FormatChoice
-from workloads.formats import FORMATS, unknown_format
+from workloads.method_use import apply_methods, scenario_steps, set_parameters, split_parameters
 from workloads.models import Model, load_model
+from workloads.names import FormatName
 from workloads.requests import batch_lengths, read_lengths
 from workloads.schema import Count, Schema, Size
 from workloads.shards import WHOLE, Parallel, micro_batches, shard
 from workloads.trace import Trace
+from workloads.transforms.compose import check_contradictions
+from workloads.transforms.sparsity import Pattern
 
 SCENARIO_FOLDER = Path(__file__).parent / "scenarios"
 SCENARIO_SCHEMA: Final = "opcycle/workload/1"
 PREFIX = "workload."
 
 
-def _known_format(name: str) -> str:
-    if name not in FORMATS:
-        raise ValueError(unknown_format(name))
-    return name
-
-
-FormatName = Annotated[str, AfterValidator(_known_format), Field(json_schema_extra={"enum": list(FORMATS)})]
 Phase = Literal["prefill", "decode", "generate", "encode", "denoise"]
 
 
@@ -74,7 +70,10 @@ class Scenario(Schema):
     )
     parallel: Parallel = Field(WHOLE, description="Over how many devices the model is cut; one of them is simulated.")
     formats: Formats = Formats()
-    methods: tuple[str, ...] = Field((), description="Reserved for methods that transform the trace; none exist yet.")
+    methods: tuple[str | dict[str, Any], ...] = Field(
+        (), description="Methods, in order: names of presets, {use: NAME, set: {...}}, or primitives with parameters."
+    )
+    sparsity: Pattern | None = Field(None, description="Short for a method wsparse with this pattern, on all layers.")
     seed: Count = Field(0, description="Start of the generator that draws lengths.")
 
 
@@ -150,7 +149,8 @@ def load_workload(name_or_path: str | Path, overrides: Mapping[str, Any] | None 
     version = document.data.get("schema")
     if version != SCENARIO_SCHEMA:
         raise document.error(f"is {version!r}, but this version of opcycle reads {SCENARIO_SCHEMA!r}", "schema")
-    return make_workload(apply_overrides(document, changes))
+    own, parameters = split_parameters(changes)
+    return make_workload(set_parameters(apply_overrides(document, own), parameters))
 
 
 def make_workload(document: Document | Mapping[str, Any]) -> Workload:
@@ -226,11 +226,7 @@ def _load_trace(path: Path, changes: Mapping[str, Any]) -> Workload:
 
 
 def _resolve(scenario: Scenario, path: Path | None) -> Workload:
-    """Load the model and check what no single key shows: phase, lengths, positions."""
-    if scenario.methods:
-        raise ConfigError(
-            f"lists {scenario.methods[0]!r}, but no methods exist in this version: leave the list empty", key="methods"
-        )
+    """Load the model and check what no single key shows: phase, lengths, positions, methods."""
     try:
         model = load_model(_beside(scenario.model, path))
     except ConfigError as error:
@@ -249,6 +245,8 @@ def _resolve(scenario: Scenario, path: Path | None) -> Workload:
     lengths = _lengths(scenario, model, length_key, path)
     _check_positions(scenario, model, lengths, length_key)
     _check_parallel(scenario, model, lengths)
+    steps, _ = scenario_steps(scenario, path)
+    check_contradictions(steps, model.layers)
     return Workload(scenario.name, scenario, model, lengths, path)
 
 
@@ -359,4 +357,5 @@ def _build(workload: Workload) -> Trace:
         passes = encode_passes(builder, lengths)
     else:
         passes = denoise_passes(builder, len(lengths), steps)
-    return make_trace(builder, len(lengths), passes, workload=scenario.name, phase=scenario.phase)
+    trace = make_trace(builder, len(lengths), passes, workload=scenario.name, phase=scenario.phase)
+    return apply_methods(trace, workload, builder)

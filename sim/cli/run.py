@@ -37,6 +37,7 @@ def simulate(
     from sim.cli.settings import settings
     from sim.energy_tables import load_table
     from sim.kinds import load_hardware
+    from sim.machine import OWN_TABLE
     from sim.output import check_target
     from workloads import load_workload
 
@@ -48,7 +49,8 @@ def simulate(
     work = load_workload(workload, overrides["workload"])
 
     # Energy is worked out after the run; a table that does not exist is better told before.
-    load_table(machine.energy.table)
+    if machine.energy.table != OWN_TABLE:
+        load_table(machine.energy.table)
 
     from sim.engine import simulate as run
 

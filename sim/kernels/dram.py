@@ -19,6 +19,7 @@ from sim.kernels.dram_peers import (
 )
 from sim.kernels.dram_steady import leap
 from sim.kernels.dram_tables import (
+    AGE,
     BANK_BITS,
     BEST,
     BEST_TICK,
@@ -28,13 +29,16 @@ from sim.kernels.dram_tables import (
     DATA_END,
     DRAMSIM3,
     DUE,
+    FIRST_AGE,
     FRFCFS,
     FRONT,
     IS_WRITE,
     LAST_READ_END,
     LEFT,
+    MARK,
     MERGED,
     NEVER,
+    NEXT_AGE,
     NEXT_KIND,
     OPEN,
     OWNER,
@@ -46,6 +50,7 @@ from sim.kernels.dram_tables import (
     REMAINING,
     SEGMENT,
     SEGMENTS,
+    SERVED,
     SIDE,
     SINCE,
     SLEEP_FROM,
@@ -64,11 +69,21 @@ from sim.kernels.dram_tables import (
 )
 from sim.kernels.jit import inlined, leaf
 from sim.kernels.pim import admits_requests
-from sim.kernels.pim_beside import after_bank, after_rank, find_best_beside, has_work, next_pim, reads_out, run_pim
+from sim.kernels.pim_beside import (
+    after_bank,
+    after_leap,
+    after_rank,
+    find_best_beside,
+    has_work,
+    limit_of_leap,
+    next_pim,
+    reads_out,
+    run_pim,
+)
 from sim.kernels.pim_tables import MODE as PIM_MODE
 from sim.kernels.pim_tables import NO_PIM, PLANNED
 
-__all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "standby"]
+__all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "soonest_done", "standby"]
 
 
 @inlined
@@ -107,6 +122,17 @@ def complete(s, c, p, tick):
     s.done_tick[c, k] = segment[DATA_END, p]
     s.done_count[c] = k + 1
     return True
+
+
+@inlined
+def follows(s, c, burst, d, tick):
+    """Whether class `c` has a segment at its front end, visible at `tick`, of reads from `burst` on."""
+    x = s.scalar[c]
+    segment = s.segment[c]
+    p = x[SEGMENT]
+    if x[SEGMENTS] == 0 or d == 1 or segment[IS_WRITE, p] == 1:
+        return False
+    return segment[CURSOR, p] == burst and segment[VISIBLE, p] <= tick
 
 
 @inlined
@@ -165,6 +191,8 @@ def run_channel(t, s, c, until, settling, wait_room):
                 if pim and not admits_requests(pim_table, q, arrival):
                     arrival = NEVER
         working = pim and has_work(q)
+        if working:
+            x[MARK] = -1  # what follows a state with PIM at work is not what follows it without
         if not working and (x[QUEUED_R] + x[QUEUED_W] == 0 if t.policy == FRFCFS else at_rest(t, x)):
             closing = t.page_idle >= 0 and any_open(t, rank)
             if arrival == NEVER and settling == 0 and not closing:
@@ -202,20 +230,34 @@ def run_channel(t, s, c, until, settling, wait_room):
             if (
                 t.steady > 0
                 and burst & (t.steady - 1) == 0
-                and segment[REMAINING, p] > 2 * t.steady
+                and (segment[REMAINING, p] > t.steady or (d == 0 and x[SEGMENTS] > 1))
                 and x[WAITING_REFRESH] == 0
                 and log.shape[0] == 0
                 and not working
                 and not (pim and reads_out(pim_table, q, tick))
             ):
-                tick = leap(t, s, c, tick, until)
+                finished = s.done_count[c]
+                if pim:
+                    tick = leap(t, s, c, tick, limit_of_leap(pim_table, until))
+                    after_leap(t, pim_table, q, ready, near, rank, now, tick)
+                else:
+                    tick = leap(t, s, c, tick, until)
                 now = tick
+                if s.done_count[c] > finished and settling == 0:
+                    x[CLOCK] = now
+                    acted = False
+                    break
+                p = x[SEGMENT]
                 burst = segment[CURSOR, p]
+            if segment[WANTED, p] == segment[REMAINING, p]:
+                segment[FIRST_AGE, p] = x[NEXT_AGE]
             segment[CURSOR, p] = burst + 1
             segment[REMAINING, p] -= 1
             if segment[REMAINING, p] == 0:
                 x[SEGMENTS] -= 1
                 x[SEGMENT] = p + 1 if p + 1 < segment.shape[1] else 0
+                if x[MARK] >= 0 and not follows(s, c, burst + 1, d, tick):
+                    x[MARK] = -1
             x[FRONT] = tick + t.front_ticks
             queued = take_in(t, x, bank, ready, near, rank, entry, count, burst, d, p, tick)
             if pim:
@@ -263,8 +305,14 @@ def run_channel(t, s, c, until, settling, wait_room):
                         s.request_done[-1 - owner] = tick + t.read_ticks
                     elif t.policy != DRAMSIM3:
                         s.request_done[-1 - owner] = tick
-                elif kind == RD and complete(s, c, owner, tick + t.read_ticks):
-                    stop = True
+                elif kind == RD:
+                    if t.steady > 0:
+                        at_last = x[SERVED] & (s.served.shape[1] - 1)
+                        s.served[c, at_last, 0] = entry[AGE, e]
+                        s.served[c, at_last, 1] = tick
+                        x[SERVED] += 1
+                    if complete(s, c, owner, tick + t.read_ticks):
+                        stop = True
                 if t.policy != DRAMSIM3:
                     break
                 e = entry[MERGED, e]
@@ -292,6 +340,28 @@ def advance(t, s, c, until):
     accounted for when work arrives, or by `settle`.
     """
     return step(t, s, c, until, np.int64(0), np.int64(-1))
+
+
+@leaf
+def soonest_done(t, s, c, tick):
+    """A tick before which class `c`, which does nothing before `tick`, cannot have completed a segment.
+
+    The segment at the front end takes in one burst a clock at best; those before it need a read and its data.
+    """
+    if t.pim[PIM_MODE] != NO_PIM and has_work(s.pim[c]):
+        return tick
+    x = s.scalar[c]
+    segment = s.segment[c]
+    p = x[SEGMENT]
+    soonest = NEVER
+    queued = x[QUEUED_R]
+    if x[SEGMENTS] > 0:
+        soonest = tick + (segment[REMAINING, p] - 1) * t.front_ticks
+        if segment[IS_WRITE, p] == 0:
+            queued -= segment[WANTED, p] - segment[REMAINING, p]
+    if queued > 0:
+        soonest = min(soonest, tick + t.read_ticks)
+    return soonest
 
 
 @inlined

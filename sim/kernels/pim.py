@@ -94,6 +94,7 @@ from sim.kernels.pim_tables import (
     NEXT_TICK,
     NEXT_UNIT,
     NO_ROW,
+    NOT_BEFORE,
     ON_NEAR,
     ON_PIM,
     OPEN_ROWS,
@@ -494,7 +495,7 @@ def plan(p, q, x, bank, ready, near, rank, now):
     if p[MODE] == BLOCKED and x[QUEUED_R] + x[QUEUED_W] > 0:
         return
     job = under_way(p, q)
-    floor = max(now, q[job + JOB_VISIBLE])
+    floor = max(max(now, q[job + JOB_VISIBLE]), q[NOT_BEFORE])
     loading = q[LOADED] < q[job + LOADS]
     if loading and p[FROM_BANK] == 1:
         plan_load(p, q, x, bank, ready, near, job, floor)

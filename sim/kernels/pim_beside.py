@@ -34,8 +34,10 @@ from sim.kernels.dram_tables import (
     PRE,
     QUEUED_R,
     RD,
+    REF,
     ROW,
     SIDE,
+    SINCE,
     STALE,
     STREAK,
     URGENT_FROM,
@@ -81,12 +83,14 @@ from sim.kernels.pim_tables import (
     NEXT_TICK,
     NEXT_UNIT,
     NO_ROW,
+    NOT_BEFORE,
     OPEN_ROWS,
     OPENED,
     ORDINARY,
     PIM_PRE,
     PLANNED,
     RANK_BANKS,
+    REACH,
     READOUT,
     READOUT_APART,
     READOUT_TO_WRITE,
@@ -142,6 +146,28 @@ def after_rank(t, p, q, x, ready, near, kind, r, tick):
     q[PLANNED] = 0
     if x[WAITING_REFRESH] == 0:
         q[FROZEN] = 0
+
+
+@inlined
+def limit_of_leap(p, until):
+    """Tick up to which a stretch may be jumped over, so that its commands concern no PIM command from `until` on."""
+    return until - p[REACH] if until < NEVER else until
+
+
+@leaf
+def after_leap(t, p, q, ready, near, rank, before, now):
+    """Catch up with the ordinary commands that were jumped over from `before` to `now`.
+
+    Their rules for PIM commands are over after REACH ticks, those of refreshes when the refresh is; until then PIM,
+    which has no work yet, does not begin.
+    """
+    if now == before:
+        return
+    q[NOT_BEFORE] = now + p[REACH]
+    for r in range(t.ranks):
+        if rank[SINCE, r] > now:
+            refreshed = rank[SINCE, r] - t.refresh_ticks
+            apply_gaps(p, q, ready, near, REF * t.banks + r * p[RANK_BANKS], np.int64(0), refreshed)
 
 
 @inlined

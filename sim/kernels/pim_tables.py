@@ -63,7 +63,9 @@ TEMPLATES, STEPS, UNITS, RUN_POINTERS, RUNS, READOUT_AT, DOTS_GAP, DOTS_WIDTH = 
 ROWS_AT, EARLIEST_AT, JOBS_AT = 60, 61, 62
 # SPREAD: the dots of a tile take turns over the bank sets, in each of which the tile has the same row.
 SPREAD = 63
-N_TABLE = 64
+# Longest gap between an ordinary command, other than a refresh, and a PIM command.
+REACH = 64
+N_TABLE = 65
 
 # The state of a channel (`ChannelState.pim`). What is under way: place in the ring, jobs in it, loads done, tile,
 # group, step of the template, commands of the step issued, moves done; whether the tile's header was sent, whether it
@@ -78,4 +80,6 @@ PLANNED, NEXT_TICK, NEXT_COMMAND, NEXT_UNIT, OPEN_ROWS, LAST_READOUT, COUNTED, R
 # the row open in each bank's PIM buffer (-1: none), the earliest tick of each command's units, and the ring of jobs.
 COUNTS, READOUT = 26, 34
 READOUTS = 4
-N_STATE = 38
+# Tick from which on PIM may begin, as ordinary commands were jumped over.
+NOT_BEFORE = 38
+N_STATE = 39

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sim.links import Links, ring_cost, transfer_ps
+from sim.links import Links
+from sim.links.device import device_cost
 from sim.lower.builder import INTERCONNECT, PER_CORE, Builder, Held, Space, Unit, Work
 from sim.lower.compute import vector_task, whole
 from sim.lower.homes import Home
@@ -176,7 +177,7 @@ def lower_collective(
 
     The others are taken to be as far as this one. What arrives is added on the way, at the rate of the link.
     """
-    sent, hops = ring_cost(attrs)
+    sent, length, tail = device_cost(links, attrs)
     units = max(attrs.bytes, 1)
     parts = _parts(builder, units, inputs, outputs)
     ends = []
@@ -190,11 +191,11 @@ def lower_collective(
             if not operand.home.on_chip and size:
                 held.append(builder.fetch(0, operand.home.space, operand.home.offset + at, size, operand.home.ready))
                 ready.extend(held[-1].ready)
-        until = transfer_ps(links, sent * high / units)
+        until = length * high // units
         moved = whole(sent * high / units) - whole(sent * low / units)
         task = builder.occupy(
             builder.shared[INTERCONNECT], until - busy, ready, Work(link=moved, sram_read=moved, sram_write=moved),
-            hops * int(links.latency),
+            tail,
         )  # fmt: skip
         busy = until
         ends.append(_hand_over(builder, 0, held, outputs, (low, high, units), task))

@@ -106,6 +106,10 @@ def pim_tables(memory: Memory) -> Ints:
         k.READOUT_APART: gap,
         k.READOUT_TO_WRITE: timings["CL"] + gap - timings["CWL"],
         k.WRITE_TO_READOUT: max(1, timings["CWL"] + gap - timings["CL"]),
+        k.REACH: max(
+            (max(rule.gaps) for rule in pim_rules(memory) if rule.before in ORDINARY and rule.before != "REF"),
+            default=0,
+        ),
         k.SLACK_ACT: -1,
         k.SLACK_PRE: -1,
     }.items():

@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from sim.machine import Strict
 from sim.pim.placement import Policy
 
-
 KERNEL = "gemv"
 """The template of a memory that multiplies rows with a loaded vector, which operators in memory are made of."""
 

@@ -1,31 +1,17 @@
-"""Links between devices of one machine kind, and what a collective over them costs on each device.
+"""What a collective costs each device of a plain ring: bytes that it sends, steps that follow each other.
 
-Devices form a ring, and each sends to one neighbour while it receives from the other. Costs are those of the ring
-algorithms (Patarasuk and Yuan, J. Parallel and Distributed Computing 69, 2009): the bytes that a device sends, and one
-latency a step.
+These are the costs of the ring algorithms (Patarasuk and Yuan, J. Parallel and Distributed Computing 69, 2009), exact,
+for machines that simulate the steps themselves.
 """
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal, NamedTuple
-
-from pydantic import Field
-
-from sim.machine import Strict
-from sim.units import Bandwidth, BitEnergy, Time
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from sim.links.schema import Links
     from workloads.trace import CollectiveAttrs
-
-
-class Links(Strict):
-    """What connects a device to the others of its group."""
-
-    topology: Literal["ring"] = Field(default="ring", description="ring: each device has two neighbours")
-    bandwidth: Bandwidth = Field(gt=0, description="of one device in each direction")
-    latency: Time = Field(ge=0, description="of one step: from the last byte sent until the neighbour may use it")
-    energy: BitEnergy = Field(description="per bit sent, both ends")
 
 
 class RingCost(NamedTuple):
