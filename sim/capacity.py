@@ -16,13 +16,13 @@ def check_capacity(machine: Machine, trace: Trace) -> None:
     """
     capacity = machine.capacity_bytes
     weight_bytes, kv_bytes = trace.weight_bytes_by_tier.get(DEVICE, 0) - _left_out(machine, trace), trace.kv_bytes
-    passing_bytes = max((_passing_bytes(op) for p in trace.passes for b in p.blocks for op in b.ops), default=0)
+    activation_bytes = max((passing_bytes(op) for p in trace.passes for b in p.blocks for op in b.ops), default=0)
     what = f"{trace.model} (batch {trace.batch})"
-    if weight_bytes + kv_bytes + passing_bytes > capacity:
+    if weight_bytes + kv_bytes + activation_bytes > capacity:
         gib = 2**30
         raise ConfigError(
             f"{what} needs {weight_bytes / gib:.1f} GiB of weights, {kv_bytes / gib:.1f} GiB of KV cache and "
-            f"{passing_bytes / gib:.1f} GiB of activations, but the memory of {machine.name} "
+            f"{activation_bytes / gib:.1f} GiB of activations, but the memory of {machine.name} "
             f"({machine.memory.channels} channels of {machine.memory.standard}) holds {capacity / gib:.1f} GiB",
             key="memory.channels",
         )
@@ -52,7 +52,8 @@ def _left_out(machine: Machine, trace: Trace) -> int:
     return sum(saved.values())
 
 
-def _passing_bytes(op: Op) -> int:
+def passing_bytes(op: Op) -> int:
+    """Bytes of the activations that an operator reads and writes."""
     return sum(t.resident_bytes for t in (*op.inputs, *op.outputs) if t.role is Role.ACTIVATION)
 
 

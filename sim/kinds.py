@@ -30,6 +30,7 @@ KINDS = {
     "npu": Kind("sim.hardware:Hardware", "sim.engine:Engine"),
     "gpu": Kind("sim.gpu.schema:Gpu", "sim.gpu.engine:GpuEngine", "sim.gpu.energy"),
     "stream": Kind("sim.spatial.machine:StreamMachine", "sim.spatial.engine:StreamEngine"),
+    "roofline": Kind("sim.roofline_machine:RooflineMachine", "sim.roofline_machine:RooflineEngine"),
 }
 """By the value of `kind:` in a description; the first is meant where it says none."""
 
@@ -79,6 +80,10 @@ def load_hardware(name_or_path: str | Path, overrides: dict[str, Any] | None = N
     except ConfigError as error:
         # An unknown name has no file of its own; a fault inside the memory's file is told with that file.
         raise error if error.file else document.error(str(error), "memory") from None
+    try:
+        machine.check_parts()
+    except ConfigError as error:
+        raise document.error(error.message, error.key) from None
     _ = machine.tier_data
     return machine
 

@@ -171,6 +171,14 @@ class Machine(Strict):
         raise NotImplementedError
 
     @property
+    def interconnect_pj_per_bit(self) -> float:
+        """Energy of a bit sent to another device; 0 for a machine without links."""
+        return 0.0
+
+    def check_parts(self) -> None:
+        """Raise ConfigError where the machine asks its memory for what that does not have."""
+
+    @property
     def facts(self) -> dict[str, str]:
         """Choices of the kind's own that the summary of a run states."""
         return {}

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from numpy import ndarray
 
@@ -88,6 +90,11 @@ class TaskTable:
     dram_read_bytes: ndarray
     dram_write_bytes: ndarray
     link_bytes: ndarray
+    pim_macs: ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of units in the memory; none if empty
+
+    def __post_init__(self) -> None:
+        if len(self.pim_macs) != len(self.macs):
+            object.__setattr__(self, "pim_macs", np.zeros_like(self.macs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,11 +106,12 @@ def operator_columns(
                 "dram_read_bytes": amount["dram_read_bytes"][g],
                 "dram_write_bytes": amount["dram_write_bytes"][g],
                 "scratchpad_bytes": amount["sram_read_bytes"][g] + amount["sram_write_bytes"][g],
-                "executed_macs": amount["macs"][g],
+                "executed_macs": amount["macs"][g] + amount["pim_macs"][g],
                 "skipped_macs": (flops - done) // 2,
+                "pim_macs": amount["pim_macs"][g],
                 "intensity_flop_per_byte": done / dram_bytes if dram_bytes else None,
                 "achieved_flops_per_s": done / time_s if time_s else None,
-                "bound": roofs.bound({op.format: done}, vector_ops, dram_bytes),
+                "bound": "pim" if amount["pim_macs"][g] else roofs.bound({op.format: done}, vector_ops, dram_bytes),
                 "energy_j": float(sum(part_j[c][g] for c in COMPONENTS)),
             }
             row |= {f"energy_{c}_j": float(part_j[c][g]) for c in COMPONENTS}

@@ -90,7 +90,7 @@ class Report:
             "tpot_s": step_s,
             "utilization": self._utilization,
             "busiest_unit": self._busiest_unit,
-            "mac_utilization": done / (peak * time_s) if peak and time_s else 0.0,
+            "mac_utilization": (done - self._pim_flops) / (peak * time_s) if peak and time_s else 0.0,
             "memory_bandwidth_utilization": dram_bytes / (bandwidth * time_s) if bandwidth and time_s else 0.0,
             "energy_breakdown_j": {
                 component: math.fsum(row.energy_j for row in self.energy_rows if row.component == component)
@@ -129,6 +129,7 @@ class Report:
                 }
                 for p in self.passes
             ],
+            "pim": self._pim(time_s),
             "attention": self._decided("attention"),
             **self.machine.facts,
             "energy_table": self.machine.energy.table,
@@ -297,9 +298,40 @@ class Report:
             for i, unit in enumerate(p.units):
                 if unit.name not in busy:
                     continue
-                on_bus = unit.kind == "memory" and channels
-                busy[unit.name] += p.repeat * (sum(channels) / len(channels) if on_bus else int(union[i]))
+                # Of the memory and the units in it, the mean over channels.
+                each = {"memory": channels, "pim": schedule.memory.pim_busy_ps}.get(unit.kind, ())
+                busy[unit.name] += p.repeat * (sum(each) / len(each) if each else int(union[i]))
         return {name: ps / self._time_ps if self._time_ps else 0.0 for name, ps in busy.items()}
+
+    @cached_property
+    def _pim_flops(self) -> int:
+        """FLOPs of the operators that ran in memory."""
+        return sum(
+            p.repeat * op.flops
+            for p, work in zip(self.passes, self._work, strict=True)
+            for op, macs in zip(p.ops, work["pim_macs"].tolist(), strict=True)
+            if macs
+        )
+
+    def _pim(self, time_s: float) -> dict[str, Any] | None:
+        """What units in the memory did; None for a machine without any."""
+        units = {unit.name: unit.peak_per_s for p in self.passes for unit in p.units if unit.kind == "pim"}
+        if not units:
+            return None
+        (name, peak), *_ = units.items()
+        return {
+            "peak_flops_per_s": peak,
+            "flops": self._pim_flops,
+            "executed_macs": sum(
+                p.repeat * int(w["pim_macs"].sum()) for p, w in zip(self.passes, self._work, strict=True)
+            ),
+            "utilization": self._utilization.get(name, 0.0),
+            "mac_utilization": self._pim_flops / (peak * time_s) if peak and time_s else 0.0,
+            "operators": sorted(
+                {op.name for p in self.passes for op in p.ops if op.decisions.get("unit") == "memory" and op.flops}
+            ),
+            "interleaved": any("#" in op.name for p in self.passes for op in p.ops),
+        }
 
     @property
     def _busiest_unit(self) -> str | None:
@@ -323,7 +355,7 @@ class Report:
         executed = compulsory = refetched = kept = 0
         zeros = zero_totals(self.passes)
         for p, work in zip(self.passes, self._work, strict=True):
-            executed += p.repeat * int(work["macs"].sum())
+            executed += p.repeat * int(work["macs"].sum() + work["pim_macs"].sum())
             moved = work["dram_read_bytes"] + work["dram_write_bytes"]
             dense = np.array([op.read_bytes + op.write_bytes for op in p.ops], np.int64)
             wanted = dense - np.array([saved_bytes(op) for op in p.ops], np.int64)

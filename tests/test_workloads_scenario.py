@@ -187,7 +187,7 @@ def test_error_names_file_line_and_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("seq,channel\n5,1\n", "no column named length or input_tokens"),
+        ("seq,channel\n5,1\n", "none of these columns in its first line: length, input_tokens, seq_len, prompt"),
         ("length\n5\nmany\n", "length: is 'many'"),
         ("length\n5\n-1\n", "length: is '-1'"),
         ("length\n", "lists no requests"),

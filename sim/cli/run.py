@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,24 +125,60 @@ def plot(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A result fo
 
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Result folders of `simulate`.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for the tables and the picture.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Put runs side by side: time, energy, and both by kind of operator."""
+    """Put systems side by side: speedup, how busy their parts are, time and energy, both also by kind of operator."""
     from analysis.compare import column_names, compare_rows
+    from analysis.systems import PARTS, system_rows, systems_figure
 
-    rows = compare_rows(folders)
+    rows, systems = compare_rows(folders), system_rows(folders)
+    target = None if output is None else place(output)
+    if target is not None:
+        from analysis.style import save
+        from sim.output import result_folder
+        from sim.result import csv_text
+
+        with result_folder(target) as filled:
+            for name, table in (("systems", systems), ("compare", rows)):
+                columns: dict[str, list[object]] = {key: [row[key] for row in table] for key in table[0]}
+                (filled / f"{name}.csv").write_text(csv_text(columns), encoding="utf-8")
+            save(systems_figure(systems), filled / "systems.png")
     if json:
-        print_json({"folders": [str(folder) for folder in folders], "rows": rows})
+        print_json({"folders": [str(folder) for folder in folders], "systems": systems, "rows": rows})
         return
+    _print_systems(systems, {key: name for key, (name, _) in PARTS.items()})
     names = column_names(folders)
     ratios = [f"{name} / {names[0]}" for name in names[1:]]
-    table = [
+    lines = [
         [row["kind"] or "whole run", row["quantity"]]
         + [_quantity(str(row["quantity"]), row[name]) for name in names]
         + ["-" if row[ratio] is None else f"{row[ratio]:.3f}" for ratio in ratios]
         for row in rows
     ]
-    print_table("", ["", "quantity", *names, *ratios], table, right=[*names, *ratios])
+    print_table("", ["", "quantity", *names, *ratios], lines, right=[*names, *ratios])
+    if target is not None:
+        print(f"Tables and picture in {target}/")
+
+
+def _print_systems(systems: Sequence[Mapping[str, Any]], shares: Mapping[str, str]) -> None:
+    """A row a system: the first is what the others are compared with; `shares`: keys of shares, and their names."""
+    heads = ["system", "hardware", "per step", "tokens/s", "speedup", "energy/token", *shares.values()]
+    table = [
+        [
+            row["system"],
+            row["hardware"],
+            engineering(row["time_per_step_s"], "s"),
+            engineering(row["tokens_per_s"], ""),
+            "-" if row["speedup"] is None else f"{row['speedup']:.2f}x",
+            engineering(row["energy_per_token_j"], "J"),
+            *("-" if row[key] is None else f"{row[key]:.1%}" for key in shares),
+        ]
+        for row in systems
+    ]
+    print_table("Systems", heads, table, right=heads[2:])
 
 
 def _quantity(key: str, value: Any) -> str:

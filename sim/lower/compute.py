@@ -103,18 +103,22 @@ def _on_engine(
 
 def vector_task(
     builder: Builder, core: int, function: str, rows: int, columns: int, sizes: tuple[int, int], after: Iterable[int],
-    ops: int = 0, keep: int = 1,
+    ops: int = 0, keep: int = 1, more: int = 0, macs: int = 0,
 ) -> int:  # fmt: skip
     """Add `function` over rows x columns on the vector units; `sizes`: bytes read and written in the scratchpad; `ops`:
-    scalar operations for the report."""
+    scalar operations for the report; `more`: cycles of what is done along with it,
+    `macs`: multiply-accumulates among that."""
     machine = builder.machine
     pad = machine.scratchpad
-    cycles = max(
-        int(cost.vector_cycles(machine.vector, function, rows, columns, keep)),
-        -(-sizes[0] // pad.read_bytes_per_cycle),
-        -(-sizes[1] // pad.write_bytes_per_cycle),
-    )
-    work = Work(vector_ops=ops, sram_read=sizes[0], sram_write=sizes[1])
+    if machine.vector.charge == "issue":
+        cycles = rows if function == "softmax" else 0
+    else:
+        cycles = max(
+            int(cost.vector_cycles(machine.vector, function, rows, columns, keep)) + more,
+            -(-sizes[0] // pad.read_bytes_per_cycle),
+            -(-sizes[1] // pad.write_bytes_per_cycle),
+        )
+    work = Work(vector_ops=ops + 2 * macs, sram_read=sizes[0], sram_write=sizes[1], pim_macs=macs)
     return builder.task(core * PER_CORE + Unit.VECTOR, cycles, after, work)
 
 
