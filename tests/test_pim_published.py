@@ -68,7 +68,7 @@ def hbm_pim(kernel: str, rows: int, cols: int) -> dict[str, Any]:
 def test_kernels_take_what_they_take_in_samsungs_simulator(row: dict[str, str]) -> None:
     result = hbm_pim(row["kernel"], int(row["rows"]), int(row["cols"]))
     assert result["cycles"] == pytest.approx(int(row["pim"]), rel=0.05)
-    # 1,048,576 additions: the plain traffic meets a refresh more than there, which makes 5.7 %; all others are within 5 %.
+    # 1,048,576 additions: the plain traffic meets a refresh more than there, which makes 5.7 %; others are within 5 %.
     assert result["speedup"] == pytest.approx(int(row["plain"]) / int(row["pim"]), rel=0.06)
     assert not result["violations"]
 
