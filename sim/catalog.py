@@ -14,6 +14,7 @@ from sim.errors import ConfigError, not_among
 
 FOLDERS: Final = {
     "hardware": ("hwconfigs", "machines"),
+    "kernels": ("hwconfigs", "kernels"),
     "memory": ("hwconfigs", "memories"),
     "tier": ("hwconfigs", "tiers"),
     "energy": ("hwconfigs", "energy"),

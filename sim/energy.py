@@ -200,7 +200,9 @@ def energy_rows(
 
 
 def link_rows(machine: Machine, passes: Sequence[PassResult]) -> list[EnergyRow]:
-    """Rows of further memories: for every bit moved the link, and the memory's side by direction."""
+    """Rows of further memories: for every bit moved the link, and the memory's side by direction; and what is sent to
+    other devices.
+    """
     bits: dict[tuple[str, bool], int] = {}
     for result in passes:
         for (name, read), column in _link_bits(result).items():
@@ -219,7 +221,18 @@ def link_rows(machine: Machine, passes: Sequence[PassResult]) -> list[EnergyRow]
             if tier.sizes:
                 text += f"; {source_text(document, 'sizes')}"
             rows.append(EnergyRow("link", f"{name} {word}", bits.get((name, read), 0), "bit", each, text))
+    sent = sum(result.repeat * int(_sent_bits(result).sum()) for result in passes)
+    if sent:
+        each = machine.interconnect_pj_per_bit
+        rows.append(EnergyRow("link", "interconnect", sent, "bit", each, "links.energy of the machine"))
     return rows
+
+
+def _sent_bits(result: PassResult) -> NDArray[np.int64]:
+    """Bits that each operator sends to other devices: int64[operators]."""
+    column = np.zeros(len(result.ops), np.int64)
+    np.add.at(column, result.tasks.op, 8 * result.tasks.link_bytes)
+    return np.where(["collective" in op.decisions for op in result.ops], column, 0)
 
 
 def _link_bits(result: PassResult) -> dict[tuple[str, bool], NDArray[np.int64]]:
@@ -239,7 +252,8 @@ def _link_bits(result: PassResult) -> dict[tuple[str, bool], NDArray[np.int64]]:
 
 def _link_pj(machine: Machine, result: PassResult) -> NDArray[np.float64]:
     """Picojoules of each operator's transfers."""
-    total = np.zeros(len(result.ops))
+    sent = _sent_bits(result)
+    total = np.asarray(sent * machine.interconnect_pj_per_bit if sent.any() else np.zeros(len(sent)), np.float64)
     for (name, read), bits in _link_bits(result).items():
         tier = machine.tier_data[name]
         total += bits * (tier.link_energy + tier.memory_pj_per_bit(read))

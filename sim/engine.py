@@ -48,15 +48,23 @@ class Engine:
                 known, name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated,
                 repeat=work.repeat, ops=ops,
             )  # fmt: skip
-        lowered = lower_pass(self.machine, work, self.mapper, self.symmetry)
-        schedule = execute(lowered.linked, self.machine.dram, self.steady)
-        result = PassResult(
-            name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated, repeat=work.repeat,
-            ops=lowered.ops, units=lowered.units, tasks=lowered.linked.table(), schedule=schedule,
-        )  # fmt: skip
+        result = self._run(work) if self.machine.pim is None else self._run_with_pim(work)
         if self.reuse:
             self._known[work.blocks] = result
         return result
+
+    def _run(self, work: Pass) -> PassResult:
+        lowered = lower_pass(self.machine, work, self.mapper, self.symmetry)
+        schedule = execute(lowered.linked, self.machine.dram, self.steady)
+        return PassResult(
+            name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated, repeat=work.repeat,
+            ops=lowered.ops, units=lowered.units, tasks=lowered.linked.table(), schedule=schedule,
+        )  # fmt: skip
+
+    def _run_with_pim(self, work: Pass) -> PassResult:
+        from sim.pim.engine import PimRunner
+
+        return PimRunner(self.machine, self.mapper, self.symmetry, self.steady, self.reuse).run(work)
 
 
 def simulate(

@@ -38,7 +38,7 @@ def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
     t, known = _LAST.pop(key, (None, None))
     if t is None:
         t = compile_memory(memory, steady=steady)
-    state = new_state(t, classes, linked.ring, known=known)
+    state = new_state(t, classes, linked.ring, jobs=max(linked.pim_ring, 1), known=known)
     period = memory.period
     num, den = period.numerator, period.denominator
     done = run(program, result, t, state, num, den)

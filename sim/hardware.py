@@ -12,7 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from sim.errors import ConfigError
+from sim.links import Links
 from sim.machine import Chip, Machine, Positive, Rate, Strict, as_rate
+from sim.pim.use import KERNEL, Interleave, Operators, PimUse
 from sim.sparse.schema import SparseArray
 from sim.units import Bytes, Frequency, Time
 
@@ -72,6 +75,10 @@ class Vector(Strict):
     rows_per_vector: Positive = Field(default=1, description="rows that share one vector in row-wise functions")
     simple_slots: Positive = Field(default=1, description="simple instructions issued in a cycle")
     special_parallel: bool = Field(default=False, description="exp, tanh ... run beside the simple instructions")
+    charge: Literal["all", "issue"] = Field(
+        default="all",
+        description="issue: a softmax takes a cycle a row and nothing else any time, as in the NeuPIMs artifact",
+    )
     reduce_cycles: int | None = Field(default=None, ge=0, description="one reduction over lanes; default log2 steps")
 
 
@@ -117,6 +124,12 @@ class Hardware(Machine):
     dma: Dma
     sparse: SparseArray | None = Field(default=None, description="engine that skips zeros; default: none")
     attention: Literal["flash", "unfused"] = Field(description="flash: fused on chip where it fits")
+    links: Links | None = Field(default=None, description="to other devices, for models that are cut over several")
+    pim: PimUse | None = Field(default=None, description="use of units in the memory, where it has some")
+    operators: Literal["overlapped", "serial"] = Field(
+        default="overlapped",
+        description="serial: one operator after another, loads included, and none rides on a product's tiles",
+    )
 
     @model_validator(mode="after")
     def _geometry(self) -> Hardware:
@@ -132,6 +145,47 @@ class Hardware(Machine):
                 f"{self.array.rows}x{self.array.columns} array; at least {8 * tile} B"
             )
         return self
+
+    def check_parts(self) -> None:
+        """Raise ConfigError for a use of units in the memory that the memory does not allow."""
+        if self.pim is None:
+            return
+        pim, standard = self.dram.pim, self.memory.standard
+        if pim is None:
+            raise ConfigError(
+                f"says how units in the memory are used, but {standard} has none; a memory with them has a section pim",
+                key="pim",
+            )
+        if KERNEL not in pim.kernels:
+            raise ConfigError(
+                f"places operators in the memory, but {standard} has no kernel {KERNEL!r} for them, only "
+                f"{', '.join(pim.kernels)}",
+                key="pim.operators",
+            )
+        if self.pim.interleave is Interleave.ALWAYS and pim.mode == "blocked":
+            raise ConfigError(
+                f"is always, but {standard} is in mode blocked: while it computes, the NPU has no memory to work on "
+                "the other half of the batch; use never, or a memory with two row buffers",
+                key="pim.interleave",
+            )
+
+    @property
+    def riding(self) -> bool:
+        """Whether vector operators are applied to the tiles of a product: not where operators are kept apart, and not
+        where products run in memory.
+        """
+        return self.operators == "overlapped" and not (self.pim and Operators.FC_DECODE in self.pim.operators)
+
+    @property
+    def pim_peak_flops_per_s(self) -> float:
+        """FLOP/s of all units in the memory, each with a step a burst time; 0 without any."""
+        memory = self.dram
+        if memory.pim is None:
+            return 0.0
+        o = memory.organisation
+        banks = o.pseudo_channels * o.ranks * o.bank_groups * o.banks
+        steps_per_s = 1e12 / float(memory.burst_ticks * memory.period)
+        return 2.0 * memory.pim.macs * banks * self.memory.channels * steps_per_s
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -163,6 +217,11 @@ class Hardware(Machine):
     def compute(self) -> str:
         """Arrays of all cores and their shape."""
         return f"{self.cores * self.array.count} x {self.array.rows}x{self.array.columns}"
+
+    @property
+    def interconnect_pj_per_bit(self) -> float:
+        """Energy of a bit on the links to other devices."""
+        return self.links.energy if self.links else 0.0
 
     @property
     def facts(self) -> dict[str, str]:

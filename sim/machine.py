@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from sim.standards import Memory
 
 SCHEMA = "opcycle/hardware/1"
+
+OWN_TABLE: Final = "own"
+"""What `energy.table` says where the description itself holds the energies."""
 
 
 def as_rate(value: Any) -> Any:
@@ -125,7 +128,7 @@ class Machine(Strict):
         """The memory that `memory` names, with its settings applied."""
         from sim.standards import load_memory
 
-        return load_memory(self.memory.standard, dict(_dotted(self.memory.settings)))
+        return load_memory(self.memory.standard, dict(dotted(self.memory.settings)))
 
     @cached_property
     def tier_data(self) -> dict[str, Tier]:
@@ -154,7 +157,8 @@ class Machine(Strict):
     @property
     def abilities(self) -> frozenset[str]:
         """Kinds of engine that methods may ask for: systolic, pim, nm, sparse, stream, gpu, fpga."""
-        return frozenset({"fpga"} if self.fabric == "fpga" else ())
+        found = {"fpga"} if self.fabric == "fpga" else set()
+        return frozenset(found | {"pim"} if self.dram.pim is not None else found)
 
     @property
     def chip(self) -> Chip:
@@ -167,14 +171,23 @@ class Machine(Strict):
         raise NotImplementedError
 
     @property
+    def interconnect_pj_per_bit(self) -> float:
+        """Energy of a bit sent to another device; 0 for a machine without links."""
+        return 0.0
+
+    def check_parts(self) -> None:
+        """Raise ConfigError where the machine asks its memory for what that does not have."""
+
+    @property
     def facts(self) -> dict[str, str]:
         """Choices of the kind's own that the summary of a run states."""
         return {}
 
 
-def _dotted(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted key, value)."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _dotted(value, f"{before}{key}.")
+            yield from dotted(value, f"{before}{key}.")
         else:
             yield before + key, value

@@ -12,7 +12,7 @@ from sim.errors import ConfigError
 from sim.hints import check_hints, honoured, mac_energy, told
 from sim.kinds import load_hardware
 from tests.machines import SMALL
-from tests.operators import gemm
+from workloads.single import gemm
 from workloads.trace import Hint, Trace
 
 

@@ -71,7 +71,7 @@ def test_channels_share_the_rows(unit_pim: Callable[..., dict[str, Any]]) -> Non
 @pytest.mark.kernels
 def test_energy_is_the_published_multiple_of_ordinary_commands(unit_pim: Callable[..., dict[str, Any]]) -> None:
     memory = load_memory("hbm2-neupims-pim")
-    # NeuPIMs, by DRAMsim3's currents, in pJ: a load 12,864, activating four banks 3,312, a step 3,216, a result 804.
+    # NeuPIMs, by DRAMsim3's currents, in pJ: a load 12,864, opening four banks 3,312, a step 3,216, a result 804.
     commands = {"GWRITE": 2, "G_ACT": 3, "COMP": 5, "READRES": 1, "COMPS_READRES": 6}
     counts = MemoryCounts(commands, {"active": 0, "precharged": 0, "refresh": 0}, 0, 0, 0, 0, 0)
     rows = {row.subcomponent: row.count * row.pj_each for row in dram_rows(memory, counts)}

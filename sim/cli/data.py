@@ -39,6 +39,7 @@ class Schema(StrEnum):
     memory = "memory"
     tier = "tier"
     energy = "energy"
+    kernels = "kernels"
     method = "method"
     model = "model"
     dram_energy = "dram-energy"
@@ -51,7 +52,7 @@ def check(
     files: Annotated[list[Path], typer.Argument(help="YAML or JSON files of opcycle, or config.json of a model.")],
     json: Json = False,
 ) -> None:
-    """Validate files: hardware, workloads, methods, memories, energy tables, models, graphs, sweeps, traces."""
+    """Validate files of any kind: machines, workloads, methods, memories, models, graphs, sweeps, traces ..."""
     rows: list[dict[str, Any]] = []
     for file in files:
         row: dict[str, Any] = {"file": str(file), "kind": None, "ok": True, "error": None}
@@ -108,6 +109,10 @@ def _validate(kind: Schema, file: Path) -> None:
         from sim.tiers import load_tier
 
         load_tier(file)
+    elif kind is Schema.kernels:
+        from sim.gpu.library import load_library
+
+        load_library(str(file))
     elif kind is Schema.energy:
         from sim.energy_tables import load_table
 
@@ -157,6 +162,7 @@ _MODELS = {
     Schema.memory: ("sim.standards", "Memory"),
     Schema.tier: ("sim.tiers", "Tier"),
     Schema.energy: ("sim.energy_tables", "EnergyTable"),
+    Schema.kernels: ("sim.gpu.library", "Library"),
     Schema.dram_energy: ("sim.energy_tables", "DramInterfaces"),
     Schema.stream: ("sim.stream.schema", "Graph"),
     Schema.method: ("workloads.methods", "Method"),

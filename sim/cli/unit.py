@@ -1,5 +1,4 @@
-"""The commands `unit dram`, `gemm`, `pim`, `sparse` and `stream`: one component of a machine on its own, to validate
-or study it."""
+"""The commands `unit ...`: one component of a machine on its own, for validation and for study."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sim.cli.operator import operator
 from sim.cli.printing import engineering, print_json, print_table, say_if_kernels_are_new
 from sim.cli.stream import stream
 from sim.errors import ConfigError
@@ -32,6 +32,9 @@ class Preload(StrEnum):
 
     fold_serial = "fold_serial"
     double_buffered = "double_buffered"
+
+
+unit.command()(operator)
 
 
 @unit.callback(invoke_without_command=True)

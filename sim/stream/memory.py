@@ -10,6 +10,7 @@ import numpy as np
 from sim.errors import ConfigError
 from sim.kernels import dram_tables as dram
 from sim.kernels.stream_dram import Ports
+from sim.machine import dotted
 from sim.standards import Memory, compile_memory, load_memory, new_state
 from sim.stream.checks import firings
 from sim.stream.schema import DramRead, DramWrite, Graph
@@ -32,7 +33,7 @@ def attach(graph: Graph, compiled: Compiled) -> Attached:
     assert graph.memory is not None
     assert graph.clock is not None
     try:
-        memory = load_memory(graph.memory.standard)
+        memory = load_memory(graph.memory.standard, dict(dotted(graph.memory.settings)))
         memory.check_channels(graph.memory.channels)
     except ConfigError as error:
         raise ConfigError(error.message, key="memory") from None
@@ -73,14 +74,20 @@ def _port(memory: Memory, node: DramRead | DramWrite, key: str, fires: int, comp
     return channel, int(isinstance(node, DramWrite)), node.address // burst, stride // burst, node.bursts
 
 
-def counts(attached: Attached) -> dict[str, Any]:
-    """What the memory has done once everything that was asked of it is done."""
+def drain(attached: Attached) -> None:
+    """Let the memory do everything that was asked of it."""
     from sim.kernels.dram import advance
 
-    state, memory = attached.state, attached.memory
+    state = attached.state
     for c in range(len(state.count)):
         while advance(attached.tables, state, c, dram.NEVER) < dram.NEVER or state.done_count[c]:
             state.done_count[c] = 0
+
+
+def counts(attached: Attached) -> dict[str, Any]:
+    """What the memory has done once everything that was asked of it is done."""
+    drain(attached)
+    state, memory = attached.state, attached.memory
     total = state.count.sum(axis=0)
     return {
         "standard": memory.name,

@@ -261,6 +261,8 @@ class Memory(_Strict):
 
     standard: str
     channels: Annotated[int, Field(ge=1, le=4096)] = 1
+    settings: dict[str, Any] = {}
+    """Values that replace those of the memory's file."""
 
 
 class Graph(_Strict):
