@@ -52,7 +52,7 @@ def check(
     files: Annotated[list[Path], typer.Argument(help="YAML or JSON files of opcycle, or config.json of a model.")],
     json: Json = False,
 ) -> None:
-    """Validate files of any kind: machines, kernels, workloads, methods, memories, models, graphs, sweeps, traces ..."""
+    """Validate files of any kind: machines, kernels, workloads, methods, memories, models, graphs, traces ..."""
     rows: list[dict[str, Any]] = []
     for file in files:
         row: dict[str, Any] = {"file": str(file), "kind": None, "ok": True, "error": None}
