@@ -7,11 +7,13 @@ from fractions import Fraction
 import numpy as np
 
 from sim.kernels import dram_tables as at
+from sim.kernels import pim_tables
 from sim.kernels.dram import advance, settle, standby
 from sim.kernels.machine import run, to_ps, to_tick
 from sim.kernels.program import NEVER, Result
 from sim.lower.link import Linked
 from sim.passes import MemoryCounts, Schedule
+from sim.pim.schema import PIM_COMMANDS
 from sim.standards import Memory, compile_memory, new_state
 
 COMMANDS = {
@@ -36,7 +38,7 @@ def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
     t, known = _LAST.pop(key, (None, None))
     if t is None:
         t = compile_memory(memory, steady=steady)
-    state = new_state(t, classes, linked.ring, known=known)
+    state = new_state(t, classes, linked.ring, jobs=max(linked.pim_ring, 1), known=known)
     period = memory.period
     num, den = period.numerator, period.denominator
     done = run(program, result, t, state, num, den)
@@ -73,8 +75,15 @@ def _counts(
     counts = linked.weight @ state.count
     picoseconds = [int(n) * period.numerator // period.denominator for n in times]
     busy = [int(n) * period.numerator // period.denominator for n in state.count[:, at.BUSY]]
+    commands = {name: int(counts[row]) for name, row in COMMANDS.items() if counts[row]}
+    in_memory: tuple[int, ...] = ()
+    if memory.pim is not None:
+        own = linked.weight @ state.pim[:, pim_tables.COUNTS : pim_tables.COUNTS + pim_tables.N_PIM]
+        commands |= {name: int(n) for name, n in zip(PIM_COMMANDS, own, strict=True) if n}
+        worked = [int(n) * period.numerator // period.denominator for n in state.pim[:, pim_tables.BUSY_TICKS]]
+        in_memory = tuple(worked[c] for c in linked.channels)
     return MemoryCounts(
-        commands={name: int(counts[row]) for name, row in COMMANDS.items() if counts[row]},
+        commands=commands,
         standby_ps=dict(zip(memory.standby_states, picoseconds, strict=False)),
         bytes_read=int(counts[at.RD]) * memory.burst_bytes,
         bytes_written=int(counts[at.WR]) * memory.burst_bytes,
@@ -84,4 +93,5 @@ def _counts(
         channel_busy_ps=tuple(busy[c] for c in linked.channels),
         bytes_forwarded=int(counts[at.FORWARDED]) * memory.burst_bytes,
         bytes_merged=int(counts[at.ABSORBED]) * memory.burst_bytes,
+        pim_busy_ps=in_memory,
     )

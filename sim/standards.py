@@ -20,6 +20,7 @@ from sim.base import load_based
 from sim.config import Document, apply_overrides, build
 from sim.errors import ConfigError, not_among
 from sim.expression import evaluate
+from sim.pim.schema import Pim, check_pim
 from sim.units import Bytes, Current, Frequency, Voltage
 
 if TYPE_CHECKING:
@@ -287,10 +288,12 @@ class Memory(Strict):
     command_ticks: dict[str, Ticks] = Field(default_factory=dict, description="command bus occupancy where not 1")
     buses: Annotated[int, Field(ge=1, le=2)] = Field(description="2: row and column commands have buses of their own")
     refresh: Refresh
+    refresh_first: Ticks | None = Field(default=None, description="tick of the first refresh, if not that of the rank")
     mapping: str
     bank_hash: BankHash = BankHash.NONE
     currents: Currents
     controller: Controller
+    pim: Pim | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Memory:
@@ -326,6 +329,8 @@ class Memory(Strict):
         if needed and getattr(self.currents, needed) is None:
             raise ValueError(f"controller.power_down: {self.controller.power_down} needs currents.{needed}")
         _ = self.fields
+        if self.pim is not None:
+            check_pim(self)
         return self
 
     def _check_refresh(self) -> None:
@@ -333,6 +338,8 @@ class Memory(Strict):
         if self.refresh is Refresh.NONE:
             return
         command, suffix = self.refresh.command, self.refresh.suffix
+        if self.refresh_first is not None and not 0 < self.refresh_first <= self.timings["tREFI"]:
+            raise ValueError(f"refresh_first is {self.refresh_first}, but must be from 1 to tREFI")
         if not any((r.before, r.after) == (command, "ACT") for r in self.rule_rows):
             raise ValueError(f"refresh: {self.refresh} needs the command {command}, for which there are no rules")
         ours_only = self.refresh is Refresh.POSTPONED or suffix
@@ -589,6 +596,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
 
     from sim.dram_phases import LONGEST_PERIOD, find_phases
     from sim.kernels import dram_tables as k
+    from sim.pim.tables import pim_tables
 
     o, timings = memory.organisation, memory.timings
     ranks = o.pseudo_channels * o.ranks
@@ -641,6 +649,8 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     between = [r.gap for r in memory.rule_rows if r.before == r.after == refresh and r.level not in ("bank", "rank")]
     first = interval - int(memory.controller.policy is Policy.RAMULATOR)  # it counts clocks from one
     phase = [interval * (r + 1) // ranks if stagger else first for r in range(ranks)]
+    if memory.refresh_first is not None:
+        phase = [tick - phase[0] + memory.refresh_first for tick in phase]
     window = np.asarray(windows, np.int64).reshape(-1, 4)
     command_ticks = [memory.command_ticks.get(name, 1) for name in COMMANDS]
     c = memory.controller
@@ -723,6 +733,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         phase_rows=phases.rows,
         renamed=int(c.page is Page.OPEN),
         refresh_reach=2 * timings["tRFC"] + 1024,
+        pim=pim_tables(memory),
     )
 
 
@@ -812,16 +823,23 @@ def _new_memo(tables: DramTables, used: bool) -> dict[str, NDArray[np.int64]]:
 
 
 def new_state(
-    tables: DramTables, classes: int, ring: int, log: int = 0, requests: int = 0, known: ChannelState | None = None
+    tables: DramTables,
+    classes: int,
+    ring: int,
+    log: int = 0,
+    requests: int = 0,
+    known: ChannelState | None = None,
+    jobs: int = 1,
 ) -> ChannelState:
     """Idle channels at tick 0: `classes` of them, `ring` segments under way and `log` commands recorded in each.
 
     requests: length of a trace offered one by one (see `offer`). known: a former state of the same tables, whose memo
-    of the steady-state shortcut goes on to be used; what it holds changes no result.
+    of the steady-state shortcut goes on to be used; what it holds changes no result. jobs: PIM jobs under way in each.
     """
     import numpy as np
 
     from sim.kernels import dram_tables as k
+    from sim.pim.tables import pim_state
 
     long_ago = -(2**40)
     entries = tables.read_pool + tables.write_pool
@@ -837,14 +855,15 @@ def new_state(
         entry=np.full((classes, k.N_ENTRY, entries), -1, np.int64),
         segment=np.zeros((classes, k.N_SEGMENT, ring), np.int64),
         count=np.zeros((classes, k.N_COUNTS), np.int64),
-        done_task=np.zeros((classes, ring), np.int64),
-        done_tick=np.zeros((classes, ring), np.int64),
+        done_task=np.zeros((classes, ring + jobs), np.int64),
+        done_tick=np.zeros((classes, ring + jobs), np.int64),
         done_count=np.zeros(classes, np.int64),
         log=np.zeros((classes, log, k.LOG_FIELDS), np.int64),
         request_done=np.full(requests, k.NEVER, np.int64),
         served=np.zeros((classes, SERVED_LAST, 2), np.int64),
         mark=np.zeros((classes, 7 + k.N_COUNTS + 4 * tables.ranks + tables.banks), np.int64),
         **(_new_memo(tables, not log) if known is None else {name: getattr(known, name) for name in MEMO}),
+        pim=pim_state(tables, classes, jobs),
     )
     for w, window in enumerate(tables.window_size):
         state.ring[:, w, :, window] = 0

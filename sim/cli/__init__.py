@@ -19,6 +19,7 @@ from sim.cli.data import check, list_, schema
 from sim.cli.run import compare, plot, simulate, trace
 from sim.cli.sweep import cache, sweep
 from sim.cli.unit import unit
+from sim.cli.validate import validate
 from sim.errors import ConfigError, nearest, not_among
 
 DEBUG = "OPCYCLE_DEBUG"
@@ -40,6 +41,7 @@ app.command("list")(list_)
 app.command()(schema)
 app.command()(sweep)
 app.command()(cache)
+app.command()(validate)
 app.add_typer(unit)
 
 

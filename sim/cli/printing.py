@@ -56,7 +56,9 @@ def print_table(
         print(f"\n{title}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        side: Any = "right" if column in right else "left"
+        # A name is what a reader copies: it stays in one piece.
+        table.add_column(column, justify=side, overflow="fold", no_wrap=column == "name")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     console().print(table)

@@ -39,6 +39,7 @@ from sim.kernels.dram_tables import (
     MERGED,
     NEVER,
     NEXT_AGE,
+    NEXT_KIND,
     OPEN,
     OWNER,
     QUEUED_R,
@@ -67,6 +68,20 @@ from sim.kernels.dram_tables import (
     DramTables,
 )
 from sim.kernels.jit import inlined, leaf
+from sim.kernels.pim import admits_requests
+from sim.kernels.pim_beside import (
+    after_bank,
+    after_leap,
+    after_rank,
+    find_best_beside,
+    has_work,
+    limit_of_leap,
+    next_pim,
+    reads_out,
+    run_pim,
+)
+from sim.kernels.pim_tables import MODE as PIM_MODE
+from sim.kernels.pim_tables import NO_PIM, PLANNED
 
 __all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "soonest_done", "standby"]
 
@@ -157,6 +172,9 @@ def run_channel(t, s, c, until, settling, wait_room):
     segment = s.segment[c]
     count = s.count[c]
     log = s.log[c]
+    pim_table = t.pim
+    pim = pim_table[PIM_MODE] != NO_PIM
+    q = s.pim[c]
     now = x[CLOCK]
     acted = False
     stop = False
@@ -170,7 +188,12 @@ def run_channel(t, s, c, until, settling, wait_room):
                 arrival = max(segment[VISIBLE, p], max(x[FRONT], now))
                 if t.front_ticks > 1:
                     arrival = -(-arrival // t.front_ticks) * t.front_ticks
-        if x[QUEUED_R] + x[QUEUED_W] == 0 if t.policy == FRFCFS else at_rest(t, x):
+                if pim and not admits_requests(pim_table, q, arrival):
+                    arrival = NEVER
+        working = pim and has_work(q)
+        if working:
+            x[MARK] = -1  # what follows a state with PIM at work is not what follows it without
+        if not working and (x[QUEUED_R] + x[QUEUED_W] == 0 if t.policy == FRFCFS else at_rest(t, x)):
             closing = t.page_idle >= 0 and any_open(t, rank)
             if arrival == NEVER and settling == 0 and not closing:
                 if x[STALE] == 1 and x[WAITING_REFRESH] > 0 and t.policy == FRFCFS:
@@ -183,8 +206,15 @@ def run_channel(t, s, c, until, settling, wait_room):
         if t.policy != FRFCFS:
             x[STALE] = 0
         elif x[STALE] == 1:
-            find_best(t, x, bank, near, rank, entry, now)
+            if working or (pim and reads_out(pim_table, q, now)):
+                find_best_beside(t, pim_table, q, x, bank, near, rank, entry, now)
+            else:
+                find_best(t, x, bank, near, rank, entry, now)
         tick = min(min(arrival, x[BEST_TICK]), x[DUE])
+        pim_tick = NEVER
+        if working:
+            pim_tick = next_pim(t, s, c, now)
+            tick = min(tick, pim_tick)
         if tick >= until or (stop and tick > now and settling == 0):
             break
         now = tick
@@ -193,6 +223,8 @@ def run_channel(t, s, c, until, settling, wait_room):
             fall_due_together(t, x, rank, tick)
         elif x[DUE] == tick:
             fall_due(t, x, bank, ready, near, rank, entry, tick)
+            if pim:
+                q[PLANNED] = 0
         elif arrival == tick:
             burst = segment[CURSOR, p]
             if (
@@ -201,9 +233,15 @@ def run_channel(t, s, c, until, settling, wait_room):
                 and (segment[REMAINING, p] > t.steady or (d == 0 and x[SEGMENTS] > 1))
                 and x[WAITING_REFRESH] == 0
                 and log.shape[0] == 0
+                and not working
+                and not (pim and reads_out(pim_table, q, tick))
             ):
                 finished = s.done_count[c]
-                tick = leap(t, s, c, tick, until)
+                if pim:
+                    tick = leap(t, s, c, tick, limit_of_leap(pim_table, until))
+                    after_leap(t, pim_table, q, ready, near, rank, now, tick)
+                else:
+                    tick = leap(t, s, c, tick, until)
                 now = tick
                 if s.done_count[c] > finished and settling == 0:
                     x[CLOCK] = now
@@ -222,6 +260,9 @@ def run_channel(t, s, c, until, settling, wait_room):
                     x[MARK] = -1
             x[FRONT] = tick + t.front_ticks
             queued = take_in(t, x, bank, ready, near, rank, entry, count, burst, d, p, tick)
+            if pim:
+                x[STALE] = 1
+                q[PLANNED] = 0
             if d == 1:
                 if complete(s, c, p, tick):
                     stop = True
@@ -229,6 +270,11 @@ def run_channel(t, s, c, until, settling, wait_room):
                 x[LAST_READ_END] = max(x[LAST_READ_END], tick + 1)
                 if complete(s, c, p, tick + 1):
                     stop = True
+        elif pim_tick == tick:
+            now, done = run_pim(t, s, c, tick, min(min(arrival, x[DUE]), until))
+            x[FRONT] = max(x[FRONT], now + 1)
+            if done:
+                stop = True
         elif x[BEST] == RECHECK and t.policy == FRFCFS:
             x[STALE] = 1
         else:
@@ -241,10 +287,15 @@ def run_channel(t, s, c, until, settling, wait_room):
             elif t.policy == DRAMSIM3:
                 e, kind = tick_dramsim3(t, x, bank, ready, near, rank, ring, entry, count, log, tick)
             elif x[BEST] >> CLASS_SHIFT == 0:
+                refreshing = rank[NEXT_KIND, at]
                 issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, at, tick)
+                if pim:
+                    after_rank(t, pim_table, q, x, ready, near, refreshing, at, tick)
             else:
                 kind = bank[WANT_R + x[SIDE], at]
                 e = issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, at, tick)
+                if pim:
+                    after_bank(t, pim_table, q, ready, near, kind, at, tick)
             if wait_room >= 0 and (kind - RD == wait_room if t.policy == FRFCFS else x[LEFT] >> wait_room & 1 == 1):
                 stop = True
             while e >= 0:
@@ -297,6 +348,8 @@ def soonest_done(t, s, c, tick):
 
     The segment at the front end takes in one burst a clock at best; those before it need a read and its data.
     """
+    if t.pim[PIM_MODE] != NO_PIM and has_work(s.pim[c]):
+        return tick
     x = s.scalar[c]
     segment = s.segment[c]
     p = x[SEGMENT]

@@ -163,6 +163,7 @@ class DramTables(NamedTuple):
     phase_rows: np.ndarray  # [phases, banks]
     renamed: int  # 1: banks are named by phase
     refresh_reach: int  # ticks ahead up to which refreshes are told apart
+    pim: np.ndarray  # see `pim_tables`: tables of processing in memory
 
 
 class ChannelState(NamedTuple):
@@ -190,6 +191,7 @@ class ChannelState(NamedTuple):
     memo_index: np.ndarray  # hash table of state numbers
     memo_seen: np.ndarray  # hashes of states met
     memo_count: np.ndarray  # [2]: known states, how often the memo was emptied
+    pim: np.ndarray  # [C, words], see `pim_tables`
 
 
 @inlined

@@ -12,6 +12,7 @@ from sim.kernels.dram import advance, push, soonest_done
 from sim.kernels.dram_tables import GRACE
 from sim.kernels.heap import drop_event, pop_number, push_event, push_number
 from sim.kernels.jit import kernel
+from sim.kernels.pim import push_pim
 from sim.kernels.program import NEVER
 
 
@@ -133,6 +134,14 @@ def run(prog, result, tables, state, num, den):
                             return np.int64(-1)
                         pieces += 1
                     if prog.seg_ptr[c, j] < prog.seg_ptr[c, j + 1]:
+                        due[c] = min(due[c], to_ps(tick, num, den))
+                        soonest[c] = min(soonest[c], to_ps(tick, num, den))
+                for c in range(prog.pim_ptr.shape[0]):
+                    for k in range(prog.pim_ptr[c, j], prog.pim_ptr[c, j + 1]):
+                        if not push_pim(tables, state, c, prog.pim_job, k, np.int64(i), tick):
+                            return np.int64(-1)
+                        pieces += 1
+                    if prog.pim_ptr[c, j] < prog.pim_ptr[c, j + 1]:
                         due[c] = min(due[c], to_ps(tick, num, den))
                         soonest[c] = min(soonest[c], to_ps(tick, num, den))
                 parts[i] = pieces
