@@ -46,7 +46,10 @@ POSTED_CLOCKS = 2000
 """Clocks in which the writes that DRAMsim3's controller accepted last are served, as its published runs allowed."""
 
 LONG_RUNS = 8
-"""Mean length of the runs of consecutive bursts from which a trace is served run by run."""
+"""Mean length of the runs of consecutive bursts from which other policies serve a trace run by run."""
+
+RUNS_AHEAD = 1024
+"""Least number of runs handed over at once."""
 
 
 def read_trace(path: str | Path) -> Requests:
@@ -137,7 +140,7 @@ def replay_requests(
     channel, inside = np.divmod(rest, block)
     local = whole * block + inside
     if not follow and in_flight == 0 and not requests.earliest.any():
-        replayed = _serve_alike(tables, channel, local, requests.is_write, channels, log)
+        replayed = _serve_alike(memory, tables, channel, local, requests.is_write, channels, log)
         if replayed is not None:
             return replayed
     return _serve_singly(tables, channel, local, requests, channels, log, in_flight)
@@ -169,6 +172,7 @@ def _serve_singly(
 
 
 def _serve_alike(
+    memory: Memory,
     tables: DramTables,
     channel: NDArray[np.int64],
     local: NDArray[np.int64],
@@ -179,7 +183,7 @@ def _serve_alike(
     """Serve requests that go round all channels, each time for the same burst, as runs of consecutive bursts of one.
 
     All channels then do the same at the same time, and accept the requests of a round in one clock. The last round may
-    leave out channels: these are served apart. None if the requests are not of that kind, or the runs too short.
+    leave out channels: these are served apart. None if the requests are not of that kind or cannot be served so.
     """
     import numpy as np
 
@@ -198,7 +202,7 @@ def _serve_alike(
         return None
     new_run = (np.diff(first) != 1) | (np.diff(writes) != 0)
     begin = np.concatenate([[0], np.flatnonzero(new_run) + 1])
-    if len(first) < LONG_RUNS * len(begin):
+    if len(first) < LONG_RUNS * len(begin) and memory.controller.policy is not Policy.FRFCFS:
         return None
     served = np.full(channels, rounds)
     served[last] += 1
@@ -208,12 +212,13 @@ def _serve_alike(
     states: list[ChannelState] = []
     for n in kinds.tolist():
         lo = begin[begin < n]
-        ring = 2 * (tables.read_entries + tables.write_entries)
+        ring = max(RUNS_AHEAD, 2 * (tables.read_entries + tables.write_entries))
         state = new_state(tables, 1, ring, log=log, known=states[-1] if states else None)
         state.scalar[:, GRACE] = NEVER // 2  # all is handed over as soon as there is room for it
         replay_runs(tables, state, none, none, none)  # compiles or loads the kernel
         started = time.perf_counter()
-        replay_runs(tables, state, first[lo], np.diff(np.append(lo, n)), writes[lo])
+        if not replay_runs(tables, state, first[lo], np.diff(np.append(lo, n)), writes[lo]):
+            return None
         seconds += time.perf_counter() - started
         states.append(state)
     if channels == 1:
