@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sim.errors import ConfigError
 from sim.machine import Machine
 from sim.tiers import DEVICE
@@ -13,7 +15,7 @@ def check_capacity(machine: Machine, trace: Trace) -> None:
     memory.
     """
     capacity = machine.capacity_bytes
-    weight_bytes, kv_bytes = trace.weight_bytes_by_tier.get(DEVICE, 0), trace.kv_bytes
+    weight_bytes, kv_bytes = trace.weight_bytes_by_tier.get(DEVICE, 0) - _left_out(machine, trace), trace.kv_bytes
     activation_bytes = max((passing_bytes(op) for p in trace.passes for b in p.blocks for op in b.ops), default=0)
     what = f"{trace.model} (batch {trace.batch})"
     if weight_bytes + kv_bytes + activation_bytes > capacity:
@@ -24,6 +26,30 @@ def check_capacity(machine: Machine, trace: Trace) -> None:
             f"({machine.memory.channels} channels of {machine.memory.standard}) holds {capacity / gib:.1f} GiB",
             key="memory.channels",
         )
+
+
+def _left_out(machine: Machine, trace: Trace) -> int:
+    """Bytes by which the machine's storage of sparse weights is smaller than dense."""
+    if not any(
+        t.sparsity for p in trace.passes for b in p.blocks for op in b.ops for t in op.inputs if t.role is Role.WEIGHT
+    ):
+        return 0
+    from sim.hardware import Hardware
+    from sim.sparse.zeros import stored_bytes
+
+    if not isinstance(machine, Hardware):
+        return 0
+    saved: dict[tuple[str, str], int] = {}
+    for p in trace.passes:
+        for block in p.blocks:
+            for op in block.ops:
+                for t in op.inputs:
+                    if t.role is Role.WEIGHT and t.sparsity is not None and t.tier == DEVICE:
+                        whole = replace(t, shape=t.whole or t.shape)
+                        times = 1 if block.weights_shared else block.repeat
+                        size = times * (whole.bytes - stored_bytes(machine, whole))
+                        saved[p.model, t.name] = max(saved.get((p.model, t.name), 0), size)
+    return sum(saved.values())
 
 
 def passing_bytes(op: Op) -> int:

@@ -16,6 +16,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class ZeroRow:
+    """What the zeros of an operator's operands came to. MACs of matrix work: `useful_macs` have two kept values (as if
+    the zeros of both operands fell independently), `skipped_macs` were left out, `predictor_macs` were done to know
+    which.
+
+    Bytes count each operand once: `left_out_bytes` of zeros that are not stored, `metadata_bytes` that say where they
+    are. `cycles` of the engine by cause, in the order of `sim.sparse.zeros.Split`, summed over tiles and cores.
+    """
+
+    useful_macs: int = 0
+    skipped_macs: int = 0
+    predictor_macs: int = 0
+    left_out_bytes: int = 0
+    metadata_bytes: int = 0
+    cycles: tuple[int, ...] = (0, 0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class OpRow:
     """One operator instance (one operator of one layer) with the work that the trace asks for, before any overhead.
 
@@ -36,6 +54,12 @@ class OpRow:
     write_bytes: int
     format: str
     decisions: dict[str, str] = field(default_factory=dict)
+    zeros: ZeroRow | None = None
+
+    @property
+    def done_flops(self) -> int:
+        """FLOPs that are left when products of zeros are skipped."""
+        return self.flops - 2 * self.zeros.skipped_macs if self.zeros else self.flops
 
 
 @dataclass(frozen=True, slots=True)

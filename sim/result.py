@@ -28,6 +28,7 @@ from sim.output import result_folder
 from sim.passes import PassResult
 from sim.report_tables import PS, Columns, Roofs, operator_columns, unit_names
 from sim.run_info import RunInfo, run_info
+from sim.sparse_report import saved_bytes, sparsity_summary, zero_totals
 from sim.timeline import Timeline, build_timeline, chrome_trace
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Report:
         """The totals of the run, as in `summary.json`; every key is explained in docs/report.md."""
         time_s = self._time_ps / PS
         energy_j = math.fsum(row.energy_j for row in self.energy_rows)
-        flops = self._sum_of_ops("flops")
+        flops, done = self._sum_of_ops("flops"), self._sum_of_ops("done_flops")
         dram_bytes = self._counts.bytes_read + self._counts.bytes_written
         tokens = self._tokens
         step_s, ttft_s = self._mean_s("decode"), self._total_s("prefill")
@@ -89,7 +90,7 @@ class Report:
             "tpot_s": step_s,
             "utilization": self._utilization,
             "busiest_unit": self._busiest_unit,
-            "mac_utilization": (flops - self._pim_flops) / (peak * time_s) if peak and time_s else 0.0,
+            "mac_utilization": (done - self._pim_flops) / (peak * time_s) if peak and time_s else 0.0,
             "memory_bandwidth_utilization": dram_bytes / (bandwidth * time_s) if bandwidth and time_s else 0.0,
             "energy_breakdown_j": {
                 component: math.fsum(row.energy_j for row in self.energy_rows if row.component == component)
@@ -100,11 +101,12 @@ class Report:
                 "peak_bytes_per_s": bandwidth,
                 "peak_vector_ops_per_s": self._roofs.vector_ops_per_s,
                 "peak_flops_per_s_by_format": dict(self._roofs.flops_per_s),
-                "intensity_flop_per_byte": flops / dram_bytes if dram_bytes else None,
-                "achieved_flops_per_s": flops / time_s if time_s else None,
+                "intensity_flop_per_byte": done / dram_bytes if dram_bytes else None,
+                "achieved_flops_per_s": done / time_s if time_s else None,
                 "bound": self._roofs.bound(self._flops_by_format, self._sum_of_ops("vector_ops"), dram_bytes),
             },
             "overheads": self._overheads,
+            "sparsity": sparsity_summary(self.machine, self.passes),
             "memory": {
                 "bytes_read": self._counts.bytes_read,
                 "bytes_written": self._counts.bytes_written,
@@ -264,7 +266,7 @@ class Report:
         for p in self.passes:
             for op in p.ops:
                 if op.flops:
-                    found[op.format] = found.get(op.format, 0) + p.repeat * op.flops
+                    found[op.format] = found.get(op.format, 0) + p.repeat * op.done_flops
         return dict(sorted(found.items()))
 
     @cached_property
@@ -345,24 +347,31 @@ class Report:
     def _overheads(self) -> dict[str, int]:
         """What the machine did beyond the trace, so that both add up.
 
-        executed MACs = flops / 2 + padding_macs; dram_bytes = compulsory_bytes + refetched_bytes - kept_on_chip_bytes
-        + burst_padding_bytes - write_queue_hit_bytes: what filled up bursts, and whole bursts that the write queue
-        answered or took without a DRAM command.
+        executed MACs = flops / 2 + padding_macs + predictor_macs - skipped_macs; dram_bytes = compulsory_bytes
+        - left_out_bytes + metadata_bytes + refetched_bytes - kept_on_chip_bytes + burst_padding_bytes
+        - write_queue_hit_bytes: zeros that are not stored and what says where they are; what filled up bursts, and
+        whole bursts that the write queue answered or took without a DRAM command.
         """
         executed = compulsory = refetched = kept = 0
+        zeros = zero_totals(self.passes)
         for p, work in zip(self.passes, self._work, strict=True):
             executed += p.repeat * int(work["macs"].sum() + work["pim_macs"].sum())
             moved = work["dram_read_bytes"] + work["dram_write_bytes"]
-            wanted = np.array([op.read_bytes + op.write_bytes for op in p.ops], np.int64)
-            compulsory += p.repeat * int(wanted.sum())
+            dense = np.array([op.read_bytes + op.write_bytes for op in p.ops], np.int64)
+            wanted = dense - np.array([saved_bytes(op) for op in p.ops], np.int64)
+            compulsory += p.repeat * int(dense.sum())
             refetched += p.repeat * int(np.maximum(moved - wanted, 0).sum())
             kept += p.repeat * int(np.maximum(wanted - moved, 0).sum())
-        moved_bytes = compulsory + refetched - kept
+        moved_bytes = compulsory - zeros["left_out_bytes"] + zeros["metadata_bytes"] + refetched - kept
         queue_hits = self._counts.bytes_forwarded + self._counts.bytes_merged
         return {
             "executed_macs": executed,
-            "padding_macs": executed - self._sum_of_ops("flops") // 2,
+            "padding_macs": executed + zeros["skipped_macs"] - zeros["predictor_macs"] - self._sum_of_ops("flops") // 2,
+            "predictor_macs": zeros["predictor_macs"],
+            "skipped_macs": zeros["skipped_macs"],
             "compulsory_bytes": compulsory,
+            "left_out_bytes": zeros["left_out_bytes"],
+            "metadata_bytes": zeros["metadata_bytes"],
             "refetched_bytes": refetched,
             "kept_on_chip_bytes": kept,
             "burst_padding_bytes": self._counts.bytes_read + self._counts.bytes_written + queue_hits - moved_bytes,

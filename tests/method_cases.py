@@ -40,6 +40,13 @@ SMALLER: dict[str, dict[str, Any]] = {
     "block-low-rank": {"factor": {"rank": 8}},
     "elastic-dit": {},
     "flowcut": {"tokens": {"count": 100}},
+    "structured-ffn": {"factor": {"rank": 8}},
+    "prefix-grouper": {"mask": {"block": 32, "sinks": 32}},
+    "generative-adapter": {"kv": {"prefix": 100}},
+    "speculative-video-generation": {"draft": {"unit": 8}},
+    "skip-vision": {"tokens": {"count": 100}},
+    "easyspec": {"merge": {"group": 2}},
+    "in-context-ranking": {"mask": {"block": 32, "sinks": 8, "tail": 16}},
 }
 """Parameters of presets that are larger than the small models, by preset."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.operators import gemm
 
 from sim.energy import energy_rows
 from sim.engine import simulate
@@ -13,6 +12,7 @@ from sim.errors import ConfigError
 from sim.hints import check_hints, honoured, mac_energy, told
 from sim.kinds import load_hardware
 from tests.machines import SMALL
+from workloads.single import gemm
 from workloads.trace import Hint, Trace
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import doctest
 import json
 import re
@@ -24,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CASES = [(name, phase) for name in method_names() for phase in load_method(name).method.phases]
 QUIET = ("pencil", "raas", "confidence-gated-taylor", "adaptive-best-of-k")
 """Presets that change nothing here: too few tokens for their triggers, or a draw of one sample for each request."""
+MORE_TOKENS = ("parscale", "adaptive-best-of-k", "ssr", "progressive-supernet", "phi-decoding")
+"""Presets that generate another number of tokens: several samples of a request, or passes of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +38,22 @@ def test_presets_span_all_families_and_primitives() -> None:
     presets = [load_method(name).method for name in method_names()]
     assert {m.family for m in presets} == set(FAMILIES)
     used = {entry.name for m in presets for entry in m.primitives}
-    assert set(PRIMITIVES) - used == {"passes"}  # passes are handed in from outside
+    assert used == set(PRIMITIVES)
     assert set(Entry.model_fields) == set(PRIMITIVES)
+
+
+def test_every_paper_has_its_preset() -> None:
+    """The list is `data/seeds_ids.csv`; that each preset builds is the next test's."""
+    with (ROOT / "tests" / "data" / "seeds_ids.csv").open(encoding="utf-8", newline="") as file:
+        papers = {row["title"]: (row["family"], int(row["relevance"])) for row in csv.DictReader(file)}
+    assert len(papers) == 168
+    presets: dict[str, tuple[str, int]] = {}
+    for name in method_names():
+        method = load_method(name).method
+        assert method.paper.title not in presets, f"{name} is of a paper that another preset has"
+        presets[method.paper.title] = (method.family, method.relevance)
+    assert sorted(set(papers) - set(presets)) == []
+    assert {title: presets[title] for title in papers} == papers
 
 
 @pytest.mark.parametrize(("name", "phase"), CASES)
@@ -45,7 +62,7 @@ def test_every_preset_builds(folder: Path, name: str, phase: str) -> None:
     assert trace.methods == (name,)
     assert trace.flops > 0
     plain = small(folder, phase).trace()
-    if phase in ("decode", "generate") and name not in ("parscale", "adaptive-best-of-k"):
+    if phase in ("decode", "generate") and name not in MORE_TOKENS:
         assert trace.generated == plain.generated
     changed = trace.passes != plain.passes or trace.hints != plain.hints
     assert changed or name in QUIET

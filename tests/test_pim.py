@@ -130,6 +130,40 @@ def test_no_rule_is_broken_beside_random_traffic(name: str, completion: str) -> 
         )
 
 
+@pytest.mark.parametrize("name", [DUAL, BLOCKED])
+def test_streams_that_are_jumped_over_leave_pim_as_it_would_be(name: str) -> None:
+    """Long streams, and jobs handed over while they run and after, with the steady-state shortcut and without."""
+    memory = load_memory(name)
+    jobs = as_table([tiles(memory, n=2, loads=1), tiles(memory, n=3, groups=1, dots=20, row=300)])
+    ends = []
+    for steady in (True, False):
+        tables = compile_memory(memory, steady)
+        state = new_state(tables, 1, ring=16, jobs=4)
+        done: dict[int, int] = {}
+        handed = iter(enumerate((2500, 3333, 7001, 9000, 14000, 14950)))
+        now = np.int64(0)
+        for n, low in enumerate((0, 2**16, 2**17)):
+            push(tables, state, ZERO, np.int64(low), np.int64(3000), np.int64(n % 2), np.int64(n), now)
+        n, at = next(handed)
+        while True:
+            following = advance(tables, state, ZERO, np.int64(at) if at else NEVER)
+            for i in range(state.done_count[0]):
+                done[int(state.done_task[0, i])] = int(state.done_tick[0, i])
+            state.done_count[0] = 0
+            if at and following >= at:
+                push_pim(tables, state, ZERO, jobs, np.int64(n % 2), np.int64(100 + n), np.int64(at + 50))
+                push(tables, state, ZERO, np.int64(n * 4096), np.int64(700), ZERO, np.int64(10 + n), np.int64(at + 60))
+                n, at = next(handed, (0, 0))
+            elif following >= NEVER:
+                break
+        assert (state.memo_count[0] > 0) == steady
+        counts = state.count[0].copy(), state.pim[0, k.COUNTS : k.COUNTS + 8].copy()
+        ends.append((done, counts))
+    assert ends[0][0] == ends[1][0]
+    for fast, slow in zip(ends[0][1], ends[1][1], strict=True):
+        assert np.array_equal(fast, slow)
+
+
 @pytest.mark.kernels
 def test_requests_to_the_rows_of_pim_wait_for_them() -> None:
     memory = load_memory(DUAL)

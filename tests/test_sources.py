@@ -15,7 +15,7 @@ from sim.document import Document
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(
     path
-    for folder in ("hwconfigs", "workloads/models", "workloads/lengths")
+    for folder in ("hwconfigs", "workloads/models", "workloads/scenarios", "workloads/lengths")
     for path in (ROOT / folder).rglob("*.yaml")
 )
 

@@ -180,8 +180,8 @@ def test_masks_from_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [("ternary", Fraction(5, 4)), ("mxfp6", Fraction(25, 4)), ("nvfp4", Fraction(9, 2)), ("mxint8", Fraction(33, 4)),
-     ("bfp12", Fraction(9, 2)), ("bfp16", Fraction(17, 2)), ("tf32", 32), ("int2", 2)],
+    [("binary", 1), ("ternary", Fraction(5, 4)), ("mxfp6", Fraction(25, 4)), ("nvfp4", Fraction(9, 2)),
+     ("mxint8", Fraction(33, 4)), ("bfp12", Fraction(9, 2)), ("bfp16", Fraction(17, 2)), ("tf32", 32), ("int2", 2)],
 )  # fmt: skip
 def test_scales_and_packing_are_in_the_bits(name, bits):
     assert format_bits(name) == bits

@@ -133,9 +133,9 @@ SOURCES: list[dict[str, Any]] = [
     "accept",
     [
         {"rate": 0.7}, {"rate": [0.9, 0.2], "rollback": "compact"}, {"rate": 0.8, "batch": "lockstep"},
-        {"rate": 0.3, "on_reject": "rewrite"},
+        {"rate": 0.3, "on_reject": "rewrite"}, {"rate": 0.3, "on_reject": "rewrite", "rewrite_passes": 2},
     ],
-    ids=["rate", "compact", "lockstep", "rewrite"],
+    ids=["rate", "compact", "lockstep", "rewrite", "rewrite_at_once"],
 )  # fmt: skip
 def test_every_source_makes_every_token_once(folder: Path, draft: dict[str, Any], accept: dict[str, Any]) -> None:
     plain = decode(folder, steps=10, seed=3)
@@ -154,6 +154,23 @@ def test_every_source_makes_every_token_once(folder: Path, draft: dict[str, Any]
     own = {t: n * w.resident_bytes for t, (w, n) in trace._weights().items() if t[0] == trace.model}
     heads = sum(size for (_, name), size in own.items() if name.startswith("draft_heads"))
     assert sum(own.values()) - heads == plain.weight_bytes
+
+
+def test_a_denoiser_rewrites_a_unit_in_some_passes(folder: Path) -> None:
+    # Of 7 tokens the verify pass gives 1 and the rest of the rejected unit, 3, comes from 2 passes; then again.
+    draft = {"source": "lookup", "length": 1, "unit": 4}
+    accept = {"recorded": [0], "on_reject": "rewrite", "rewrite_passes": 2}
+    trace = drafted(folder, draft, accept, batch=1, context=10, steps=7)
+    assert [(p.name, p.repeat, p.generated, spans(p)) for p in trace.passes] == [
+        ("verify.0", 1, 1, [(1, 5, 10)]),
+        ("rewrite.0", 1, 0, [(1, 3, 11)]), ("rewrite.0", 1, 3, [(1, 3, 11)]),
+        ("verify.1", 1, 1, [(1, 5, 14)]),
+        ("rewrite.1", 1, 0, [(1, 2, 15)]), ("rewrite.1", 1, 2, [(1, 2, 15)]),
+    ]  # fmt: skip
+    seen = [op.attrs for b in trace.passes[1].blocks for op in b.ops if isinstance(op.attrs, AttentionAttrs)]
+    assert visible_pairs(seen[0].mask, 3, 11) == 3 * 14  # all positions of the unit see each other
+    with pytest.raises(ConfigError, match="rewrite_passes needs on_reject"):
+        drafted(folder, draft, {"rate": 0.5, "rewrite_passes": 2})
 
 
 def test_a_tree_is_verified_and_drafted_under_its_own_mask(folder: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sim.config import ConfigError
 from tests.method_cases import EXPERTS, small
+from workloads.sparsity import parse_sparsity
 from workloads.trace import (
     AttentionAttrs,
     Mask,
@@ -28,7 +29,7 @@ from workloads.trace import (
     visible_pairs,
 )
 from workloads.transforms.experts import expert_loads
-from workloads.transforms.sparsity import effective_flops, parse_pattern
+from workloads.transforms.sparsity import effective_flops
 from workloads.transforms.training import saved_bytes, saved_tensors
 
 HIDDEN, NEURONS, LAYERS, HEADS, KV_HEADS, HEAD = 64, 256, 8, 8, 4, 16
@@ -284,7 +285,7 @@ def test_a_router_before_attention_reads_its_norm(folder: Path) -> None:
 def test_weight_sparsity_marks_and_saves_nothing_by_itself(folder: Path) -> None:
     before, after = traces(folder, "decode", {"wsparse": {"pattern": "2:4"}}, steps=1)
     assert after.work == before.work
-    assert {op.inputs[1].sparsity for op, _ in ops(after, "down")} == {parse_pattern("2:4")}
+    assert {op.inputs[1].sparsity for op, _ in ops(after, "down")} == {parse_sparsity("2:4")}
     assert {op.inputs[1].sparsity for op, _ in ops(after, "lm_head")} == {None}
     linears = 2 * 3 * LAYERS * (ATTENTION_WEIGHTS + FFN_WEIGHTS)
     assert before.flops - effective_flops(after) == linears // 2
@@ -325,7 +326,7 @@ def test_predictors_cost_their_products(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["4:2", "0:4", "random:1.5", "random:", "block:0x4:0.5", "block:4x4:0", "half"])
 def test_bad_patterns(text: str) -> None:
     with pytest.raises(ValueError, match="is '"):
-        parse_pattern(text)
+        parse_sparsity(text)
 
 
 # --- values
@@ -595,6 +596,26 @@ def test_bypass_comes_back_and_kv_only_keeps_keys(folder: Path) -> None:
     assert after.kv_bytes == before.kv_bytes
 
 
+# --- diffusion transformers, whose norms are modulated
+
+
+def test_routing_and_skipping_read_the_modulated_norm(folder: Path) -> None:
+    before, routed = traces(folder, "denoise", {"route": {"experts": 4, "top_k": 1}})
+    (router, runs), *_ = ops(routed, "router")
+    (up, _), *_ = ops(before, "up")
+    assert router.inputs[0].name == up.inputs[0].name != ops(routed, "ffn_norm")[0][0].outputs[0].name
+    experts = sum(op.flops * n for name in ("expert_up", "expert_down") for op, n in ops(routed, name))
+    dense = sum(op.flops * n for name in ("up", "down") for op, n in ops(before, name))
+    assert (experts, runs) == (dense // 4, 6 * 12)
+    assert router.flops == 2 * 64 * HIDDEN * 4
+
+    skip = {"skip": {"unit": "attention", "probability": 0.5, "gate": "none"}}
+    before, skipped = traces(folder, "denoise", skip)
+    (whole, times), *_ = ops(before, "qkv")
+    assert sum(op.flops * n for op, n in ops(skipped, "qkv_skipped")) == whole.flops * times // 2 * 2 // 3
+    assert {op.inputs[0].name for op, _ in ops(skipped, "qkv_skipped")} == {"attn_in_skipped"}
+
+
 # --- cache
 
 
@@ -613,6 +634,17 @@ def test_cached_steps_read_results_instead(folder: Path) -> None:
     )
     assert series.kv_bytes == 3 * after.kv_bytes
     assert series.flops == after.flops
+
+
+def test_halves_are_cached_by_schedules_of_their_own(folder: Path) -> None:
+    attention = {"cache": {"unit": "attention", "schedule": [0, 3]}}
+    ffn = {"cache": {"unit": "ffn", "schedule": [0, 2]}}
+    before, after = traces(folder, "denoise", attention, ffn, steps=4)
+    assert [p.name for p in after.passes] == ["denoise", "denoise.cached.cached", "denoise.cached", "denoise.cached"]
+    once = {name: sum(op.flops * n for op, n in ops(before, name)) // 4 for name in ("qkv", "up", "attention")}
+    runs = {name: sum(op.flops * n for op, n in ops(after, name)) for name in once}
+    assert runs == {name: 2 * flops for name, flops in once.items()}
+    assert after.kv_bytes == 2 * 12 * 64 * HIDDEN * 2  # a result for each half of twelve layers
 
 
 def test_a_gate_opens_by_its_probability(folder: Path) -> None:

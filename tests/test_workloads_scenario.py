@@ -36,6 +36,17 @@ def test_scenarios_that_others_rely_on_ship() -> None:
         assert load_workload(name).name == name
 
 
+def test_scenarios_of_methods_build() -> None:
+    with_methods = [w for w in map(load_workload, workload_names()) if w.scenario and w.scenario.methods]
+    assert len(with_methods) >= 36
+    for loaded in with_methods:
+        assert loaded.scenario is not None
+        trace = loaded.trace()
+        used = [entry if isinstance(entry, str) else entry.get("use") for entry in loaded.scenario.methods]
+        assert trace.methods[0] == used[0], loaded.name
+        assert trace.flops > 0
+
+
 def test_gpt3_13b_decode_is_the_stated_one() -> None:
     loaded = load_workload("gpt3-13b-decode")
     assert loaded.scenario is not None

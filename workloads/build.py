@@ -184,14 +184,8 @@ class Builder:
         model, e = self.model, self._emitter("embed")
         assert model.vocab is not None
         ids = Tensor("tokens", (at.tokens,), INDEX_FORMAT, Role.INDEX)
-        # A token that occurs twice is read twice: which ones do is not known.
-        rows = Tensor(
-            "embedding.weight",
-            (at.tokens, model.hidden),
-            self.formats.embeddings,
-            Role.WEIGHT,
-            whole=(model.vocab, model.hidden),
-        )
+        # A token that occurs twice is read twice: which ones do is not known. There are no more rows than the table's.
+        rows = self._table("embedding.weight", min(at.tokens, model.vocab), model.vocab)
         out = CARRIED if self.parallel.tensor == 1 else "embedded"
         x = e.gather("embedding", "embed", "embedding", (ids, rows), e.activation(out, at.tokens, model.hidden))
         x = self._joined(e, "embedding", x, CARRIED)
@@ -228,7 +222,7 @@ class Builder:
         act = e.elementwise("time_silu", "conditioning", "silu", (inner,), e.activation("time_act", images, width))
         time = e.linear("time_down", "conditioning", act, width, "time", True)
         ids = Tensor("labels", (images,), INDEX_FORMAT, Role.INDEX)
-        rows = self._table("labels.weight", images, labels)
+        rows = self._table("labels.weight", min(images, labels), labels)
         label = e.gather("label_embedding", "embed", "embedding", (ids, rows), e.activation("label", images, width))
         both = e.add("condition_add", "conditioning", time, label, "condition_sum")
         e.elementwise("condition_silu", "conditioning", "silu", (both,), e.activation("condition", images, width))

@@ -46,6 +46,7 @@ _TERNARY = (
     "3:4 fine-grained ternary packing: one zero in every four weights, so 4 positions x 2^3 signs = 32 = 2^5 codes, "
     "5 bits for 4 weights; the scale per channel is not counted"
 )
+_BINARY = "BinaryConnect (Courbariaux et al., NeurIPS 2015): weights of -1 or 1, one sign bit; scales are not counted"
 _BFP = "block floating point as Microsoft's MSFP12 and MSFP16 (Darvish Rouhani et al., NeurIPS 2020): blocks of 16"
 
 
@@ -64,6 +65,7 @@ def _shared(name: str, bits: int, exponent: int, mantissa: int, source: str, blo
 FORMATS: dict[str, NumberFormat] = {
     f.name: f
     for f in (
+        NumberFormat("binary", 1, _BINARY, family="integer"),
         NumberFormat("ternary", Fraction(5, 4), _TERNARY, family="integer"),
         *(_integer(bits) for bits in (2, 4, 8, 16, 32)),
         _float("fp8_e4m3", 8, 4, 3, _OCP8),

@@ -11,26 +11,23 @@ from sim.config import ConfigError, Document, apply_overrides, not_among
 from workloads.build import Builder
 from workloads.methods import steps_of
 from workloads.models import Model, load_model
+from workloads.sparsity import mark
 from workloads.trace import Trace
 from workloads.transforms.compose import Step, compose
 from workloads.transforms.context import Context
-from workloads.transforms.sparsity import WSparse
 
 if TYPE_CHECKING:
     from workloads.scenario import Scenario, Workload
 
 
 def scenario_steps(scenario: Scenario, path: Path | None) -> tuple[list[Step], list[str]]:
-    """The steps of a scenario's `methods` and of its short form `sparsity`, and what the trace calls them."""
-    steps, names = steps_of(scenario.methods, scenario.phase, path)
-    if scenario.sparsity is not None:
-        steps.append(Step("wsparse", WSparse(pattern=scenario.sparsity), "sparsity", ""))
-        names.append(f"wsparse {scenario.sparsity}")
-    return steps, names
+    """The steps of a scenario's `methods`, and what the trace calls them."""
+    return steps_of(scenario.methods, scenario.phase, path)
 
 
 def apply_methods(trace: Trace, workload: Workload, builder: Builder) -> Trace:
-    """The workload's trace under its methods. Raises ConfigError with the workload's file and the method's key."""
+    """The workload's trace under its methods, then with its zeros. Raises ConfigError with the workload's file and the
+    key."""
     assert workload.scenario is not None
     steps, names = scenario_steps(workload.scenario, workload.source)
 
@@ -40,7 +37,8 @@ def apply_methods(trace: Trace, workload: Workload, builder: Builder) -> Trace:
         return load_model(str(path.parent / name) if beside and path is not None else name)
 
     try:
-        return compose(trace, steps, Context(builder, workload.scenario.seed, load), names)
+        done = compose(trace, steps, Context(builder, workload.scenario.seed, load), names)
+        return mark(done, workload.scenario.sparsity, workload.scenario.activation_sparsity, workload.scenario.seed)
     except ConfigError as error:
         if error.file is not None:
             raise

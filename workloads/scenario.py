@@ -9,23 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sim.config import ConfigError, Document, apply_overrides, build, load_yaml, nearest, show
 from workloads.build import Builder, decode_passes, denoise_passes, encode_passes, make_trace, prefill_passes
 from workloads.distributions import draw_lengths, load_length_set
 from workloads.emit import FormatChoice
+from workloads.formats import precision
 from workloads.method_use import apply_methods, scenario_steps, set_parameters, split_parameters
 from workloads.models import Model, load_model
 from workloads.names import FormatName
 from workloads.requests import batch_lengths, read_lengths
 from workloads.schema import Count, Schema, Size
 from workloads.shards import WHOLE, Parallel, micro_batches, shard
+from workloads.sparsity import ActivationPattern, WeightPattern
 from workloads.trace import Trace
 from workloads.transforms.compose import check_contradictions
-from workloads.transforms.sparsity import Pattern
 
 SCENARIO_FOLDER = Path(__file__).parent / "scenarios"
 SCENARIO_SCHEMA: Final = "opcycle/workload/1"
@@ -51,6 +52,24 @@ class Formats(Schema):
         )
 
 
+def _preset(value: Any) -> Any:
+    """A preset by name, alone or under `preset` beside formats that differ from it, as its formats.
+
+    Embeddings and head of a preset take the format of the activations: the papers leave them out.
+    """
+    name = value.get("preset") if isinstance(value, Mapping) else value
+    if not isinstance(name, str):
+        return value
+    chosen = precision(name)
+    stated = {
+        "weights": chosen.weights,
+        "activations": chosen.activations,
+        "kv": chosen.kv,
+        "embeddings": chosen.activations,
+    }
+    return stated | {k: v for k, v in (value.items() if isinstance(value, Mapping) else ()) if k != "preset"}
+
+
 class Scenario(Schema):
     """What a workload file says. `PHASES` lists the keys that each phase takes; any other is refused."""
 
@@ -69,11 +88,18 @@ class Scenario(Schema):
         "place of prompt (decode: of context).",
     )
     parallel: Parallel = Field(WHOLE, description="Over how many devices the model is cut; one of them is simulated.")
-    formats: Formats = Formats()
+    formats: Annotated[Formats, BeforeValidator(_preset, json_schema_input_type=Formats | str)] = Field(
+        default=Formats(), description="Formats by class of tensors, or a preset such as W2A8KV4."
+    )
     methods: tuple[str | dict[str, Any], ...] = Field(
         (), description="Methods, in order: names of presets, {use: NAME, set: {...}}, or primitives with parameters."
     )
-    sparsity: Pattern | None = Field(None, description="Short for a method wsparse with this pattern, on all layers.")
+    sparsity: WeightPattern | dict[str, WeightPattern] | None = Field(
+        None, description="Zeros in weights: a pattern (2:4), or patterns by role or operator of linear layers."
+    )
+    activation_sparsity: ActivationPattern | dict[str, ActivationPattern] | None = Field(
+        None, description="Zeros in activations: a pattern (relu:0.1), or patterns by role or operator that reads them."
+    )
     seed: Count = Field(0, description="Start of the generator that draws lengths.")
 
 

@@ -58,6 +58,7 @@ class Sparsity:
     part.
 
     It describes values only. `Tensor.bytes` stays dense: which bytes a machine saves depends on how it stores them.
+    `seed`: the draw that stands for where the zeros are, for machines on which that matters.
     """
 
     pattern: str
@@ -65,6 +66,7 @@ class Sparsity:
     n: int | None = None
     m: int | None = None
     block: tuple[int, int] | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.pattern not in SPARSITY_PATTERNS:

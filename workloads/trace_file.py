@@ -18,13 +18,18 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from sim.config import ConfigError, not_among, show
 from sim.document import read_json
-from workloads.trace import ATTRS_OF_KIND, AttentionAttrs, Block, Mask, Op, OpKind, Pass, Tensor, Trace
+from workloads.trace import ATTRS_OF_KIND, AttentionAttrs, Block, Mask, Op, OpKind, Pass, Sparsity, Tensor, Trace
 from workloads.trace_check import check_trace
 
 SCHEMA_FAMILY = "opcycle/trace/"
 SCHEMA_VERSION = 2
 TRACE_SCHEMA = f"{SCHEMA_FAMILY}{SCHEMA_VERSION}"
-SECOND = {Trace: ("hints",), Block: ("first_layer", "prefixes", "idle"), Mask: ("lists", "levels", "cached", "both")}
+SECOND = {
+    Trace: ("hints",),
+    Block: ("first_layer", "prefixes", "idle"),
+    Mask: ("lists", "levels", "cached", "both"),
+    Sparsity: ("seed",),
+}
 """What version 2 brought. A file says the lowest version that holds all of it, so that older readers take what they
 can."""
 
@@ -104,6 +109,8 @@ def _lowest_version(trace: Trace) -> int:
                 seen.add(id(block))
                 values.append(block)
                 values += [op.attrs.mask for op in block.ops if isinstance(op.attrs, AttentionAttrs)]
+                tensors = (t for op in block.ops for t in (*op.inputs, *op.outputs))
+                values += [t.sparsity for t in tensors if t.sparsity is not None]
     for value in values:
         cls: type = type(value)
         for spec in _specs(cls):

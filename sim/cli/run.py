@@ -208,6 +208,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
             f"{engineering(summary['flops'], 'FLOP')} at {engineering(roof['achieved_flops_per_s'], 'FLOP/s')}",
         ),
         ("DRAM traffic", binary_size(summary["dram_bytes"])),
+        ("zeros", _zeros(summary["sparsity"])),
         ("roofline", f"{roof['intensity_flop_per_byte'] or 0:.3g} FLOP/B, {roof['bound']} bound"),
         ("busiest unit", f"{most} {summary['utilization'][most]:.0%}" if most else "-"),
         ("utilization", ", ".join(f"{unit} {share:.1%}" for unit, share in busy)),
@@ -215,6 +216,21 @@ def _print_summary(summary: dict[str, Any]) -> None:
     ]
     rows = [row for row in rows if row[1] != "-"]
     print_table(f"{summary['workload']} on {summary['hardware']}", ["", "value"], rows)
+
+
+def _zeros(found: dict[str, Any] | None) -> str:
+    """What zeros came to: the part of the products that they left, and where the run's time is."""
+    if found is None:
+        return "-"
+    share = found["executed_macs"] / found["dense_macs"]
+    times = found["time_s"]
+    whole = sum(times.values()) or 1.0
+    where = ", ".join(f"{name.replace('_', ' ')} {value / whole:.0%}" for name, value in times.items())
+    return (
+        f"{share:.1%} of the products of {found['operators']} operators are done ({1 / found['ideal_speedup']:.1%} "
+        f"useful), {binary_size(found['left_out_bytes'])} not stored for {binary_size(found['metadata_bytes'])} of "
+        f"metadata; time: {where}"
+    )
 
 
 def _print_operators(report: Report) -> None:

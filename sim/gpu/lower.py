@@ -16,7 +16,6 @@ from sim.gpu.cost import Cost, chain
 from sim.gpu.gemm import Product, bytes_of, gemm, stream_rate
 from sim.gpu.operators import result_format
 from sim.gpu.rows import elementwise, fits_l2, reduction
-from workloads.masks import visible_keys, visible_pairs
 from workloads.trace import (
     AttentionAttrs,
     CustomAttrs,
@@ -27,6 +26,8 @@ from workloads.trace import (
     ReduceAttrs,
     Role,
     Tensor,
+    visible_keys,
+    visible_pairs,
 )
 
 if TYPE_CHECKING:

@@ -149,7 +149,7 @@ class Fitted(Strict):
 class Gpu(Machine):
     """A machine of multiprocessors behind one L2 and one memory."""
 
-    kind: Literal["gpu"]
+    kind: Literal["gpu"] = "gpu"
     clock: GpuClock
     sm: Multiprocessor
     l2: Cache

@@ -86,6 +86,10 @@ from sim.kernels.pim_tables import NO_PIM, PLANNED
 __all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "soonest_done", "standby"]
 
 
+# What `step` returns early for.
+COMPLETION, READ_ROOM, WRITE_ROOM, NO_SEGMENTS = -1, 0, 1, 2
+
+
 @inlined
 def push(t, s, c, lo, n, is_write, task, tick):
     """Append to class `c` a segment of `n` >= 1 bursts from `lo` that the front end sees from `tick` on.
@@ -154,13 +158,13 @@ def take_in(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
     return accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick)
 
 
-@inlined
-def run_channel(t, s, c, until, settling, wait_room):
-    """Simulate class `c` for all ticks below `until`, or up to the tick at which something asked for has happened.
+@leaf
+def step(t, s, c, until, settling, awaited):
+    """Simulate class `c` for all ticks below `until`, or up to the tick at which something awaited has happened.
 
-    That is the completion of a segment or, with `wait_room` 0 or 1, an entry leaving the read or write queue.
-    `settling` 1 also accounts for refreshes of an idle channel up to `until`. Returns the tick of the next thing to do,
-    NEVER if idle.
+    That is the completion of a segment, with `awaited` READ_ROOM or WRITE_ROOM also an entry leaving that queue, with
+    NO_SEGMENTS not that but the front end having nothing left. `settling` 1 also accounts for refreshes of an idle
+    channel up to `until`. Returns the tick of the next thing to do, NEVER if idle.
     """
     x = s.scalar[c]
     bank = s.bank[c]
@@ -243,7 +247,7 @@ def run_channel(t, s, c, until, settling, wait_room):
                 else:
                     tick = leap(t, s, c, tick, until)
                 now = tick
-                if s.done_count[c] > finished and settling == 0:
+                if s.done_count[c] > finished and settling == 0 and awaited != NO_SEGMENTS:
                     x[CLOCK] = now
                     acted = False
                     break
@@ -256,6 +260,7 @@ def run_channel(t, s, c, until, settling, wait_room):
             if segment[REMAINING, p] == 0:
                 x[SEGMENTS] -= 1
                 x[SEGMENT] = p + 1 if p + 1 < segment.shape[1] else 0
+                stop = stop or (awaited == NO_SEGMENTS and x[SEGMENTS] == 0)
                 if x[MARK] >= 0 and not follows(s, c, burst + 1, d, tick):
                     x[MARK] = -1
             x[FRONT] = tick + t.front_ticks
@@ -265,16 +270,16 @@ def run_channel(t, s, c, until, settling, wait_room):
                 q[PLANNED] = 0
             if d == 1:
                 if complete(s, c, p, tick):
-                    stop = True
+                    stop = stop or awaited != NO_SEGMENTS
             elif not queued:
                 x[LAST_READ_END] = max(x[LAST_READ_END], tick + 1)
                 if complete(s, c, p, tick + 1):
-                    stop = True
+                    stop = stop or awaited != NO_SEGMENTS
         elif pim_tick == tick:
             now, done = run_pim(t, s, c, tick, min(min(arrival, x[DUE]), until))
             x[FRONT] = max(x[FRONT], now + 1)
             if done:
-                stop = True
+                stop = stop or awaited != NO_SEGMENTS
         elif x[BEST] == RECHECK and t.policy == FRFCFS:
             x[STALE] = 1
         else:
@@ -296,8 +301,9 @@ def run_channel(t, s, c, until, settling, wait_room):
                 e = issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, at, tick)
                 if pim:
                     after_bank(t, pim_table, q, ready, near, kind, at, tick)
-            if wait_room >= 0 and (kind - RD == wait_room if t.policy == FRFCFS else x[LEFT] >> wait_room & 1 == 1):
-                stop = True
+            if awaited == READ_ROOM or awaited == WRITE_ROOM:
+                left = kind - RD == awaited if t.policy == FRFCFS else x[LEFT] >> awaited & 1 == 1
+                stop = stop or left
             while e >= 0:
                 owner = entry[OWNER, e]
                 if owner < 0:
@@ -312,7 +318,7 @@ def run_channel(t, s, c, until, settling, wait_room):
                         s.served[c, at_last, 1] = tick
                         x[SERVED] += 1
                     if complete(s, c, owner, tick + t.read_ticks):
-                        stop = True
+                        stop = stop or awaited != NO_SEGMENTS
                 if t.policy != DRAMSIM3:
                     break
                 e = entry[MERGED, e]
@@ -326,20 +332,13 @@ def run_channel(t, s, c, until, settling, wait_room):
     return tick
 
 
-@leaf
-def step(t, s, c, until, settling, wait_room):
-    """`run_channel`, compiled once for all callers that do not call it for every burst."""
-    return run_channel(t, s, c, until, settling, wait_room)
-
-
-@inlined
 def advance(t, s, c, until):
     """Simulate class `c` for all ticks below `until`; return the tick of the next thing to do, NEVER if idle.
 
     Returns early after the tick in which a segment completed (see `done_count`). Refreshes of an idle channel are
-    accounted for when work arrives, or by `settle`.
+    accounted for when work arrives, or by `settle`. Kernels call `step`: whatever calls it is compiled with it.
     """
-    return step(t, s, c, until, np.int64(0), np.int64(-1))
+    return step(t, s, np.int64(c), np.int64(until), np.int64(0), np.int64(COMPLETION))
 
 
 @leaf
@@ -364,10 +363,9 @@ def soonest_done(t, s, c, tick):
     return soonest
 
 
-@inlined
 def settle(t, s, c, tick):
     """Work off everything queued and all refreshes due before `tick`, so that the counters speak of that moment."""
-    step(t, s, c, tick, np.int64(1), np.int64(-1))
+    step(t, s, np.int64(c), np.int64(tick), np.int64(1), np.int64(COMPLETION))
 
 
 @leaf

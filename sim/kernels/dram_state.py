@@ -229,6 +229,8 @@ def describe(t, s, c, burst, d, now):
         refreshed = bank[REFRESHED, first_of_unit(t, b)]
         streak = np.int64(KEPT) if lies_still(t, bank, b, code) else bank[STREAK, b]
         word[n] = code | close << 8 | refreshed << 8 + TICK_BITS | streak << 32
+        if single and bank[HEAD_W - d, b] >= 0:  # that is refreshed after banks with nothing queued
+            word[n] |= 1 << 9 + TICK_BITS
         n, found = pack(word, n + 1, s.ready[c, b], np.int64(0), np.int64(N_COMMANDS), now)
         wide |= found | close
     for k in range(t.groups):

@@ -2,13 +2,13 @@
 
 A unit takes its lowest-numbered ready task; tasks that only join others end at once, before any unit picks. A memory
 task gives its segments to every channel class that carries a part of it and ends when the last part has. Channels are
-stepped command by command by `dram.advance`; none is ever taken past the moment at which another unit could still hand
+stepped command by command by `dram.step`; none is ever taken past the moment at which another unit could still hand
 it work, because of an event or because another channel may have completed a task.
 """
 
 import numpy as np
 
-from sim.kernels.dram import advance, push, soonest_done
+from sim.kernels.dram import COMPLETION, push, soonest_done, step
 from sim.kernels.dram_tables import GRACE
 from sim.kernels.heap import drop_event, pop_number, push_event, push_number
 from sim.kernels.jit import kernel
@@ -168,7 +168,7 @@ def run(prog, result, tables, state, num, den):
             until = forever
             if limit < NEVER:
                 until = max(to_tick(limit + setup, num, den), next_tick(limit, num, den))
-            nxt = advance(tables, state, who, until)
+            nxt = step(tables, state, who, until, np.int64(0), np.int64(COMPLETION))
             due[who] = NEVER
             soonest[who] = NEVER
             if nxt < NEVER:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sim.kernels.dram import advance, push
+from sim.kernels.dram import COMPLETION, push, step
 from sim.kernels.jit import kernel
 from sim.kernels.stream import run
 from sim.kernels.stream_tables import (
@@ -137,7 +137,7 @@ def run_with_memory(g, old, trace, most, budget, t, s, ports):
                     ports.due[at] = min(ports.due[at], first[at])
                     continue
                 # The channel's ring is full: it must complete something first.
-                ports.due[at] = advance(t, s, at, never)
+                ports.due[at] = step(t, s, at, np.int64(never), np.int64(0), np.int64(COMPLETION))
             else:
-                ports.due[at] = advance(t, s, at, min(first[at], other + 1))
+                ports.due[at] = step(t, s, at, np.int64(min(first[at], other + 1)), np.int64(0), np.int64(COMPLETION))
             fresh = collect(g, s, ports, at)

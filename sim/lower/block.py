@@ -8,7 +8,7 @@ from sim.capacity import without_tier
 from sim.config import ConfigError
 from sim.lower import attention, matmul
 from sim.lower.builder import Space, Template, Unit, Work
-from sim.lower.compute import Bits, whole
+from sim.lower.compute import Bits, unit_format, whole
 from sim.lower.homes import Home, groups
 from sim.lower.in_memory import (
     append_in_memory,
@@ -22,6 +22,7 @@ from sim.lower.in_memory import (
 from sim.lower.moves import Operand, lower_collective, lower_custom, lower_move, lower_scatter, lower_vector
 from sim.lower.scope import Context, Scope, accumulator_bytes, where, width
 from sim.lower.transfer import lower_transfer
+from sim.lower.zeros import describe, in_op, predict, usable
 from sim.tiers import DEVICE
 from workloads.trace import (
     AttentionAttrs,
@@ -199,23 +200,29 @@ def _matmul(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
         groups=attrs.group_m or (attrs.m,) * attrs.batch,
         n=attrs.n,
         k=attrs.k,
-        number_format=left.format,
-        size=Bits(width(left), width(right), width(op.outputs[0]), accumulator_bytes(scope.machine)),
+        number_format=unit_format(scope.machine, left.format, right.format),
+        size=Bits(
+            width(scope.machine, left), width(scope.machine, right), width(scope.machine, op.outputs[0]),
+            accumulator_bytes(scope.machine),
+        ),
         left_in_dram=not left_home.on_chip,
         right_in_dram=not right_home.on_chip,
         result_in_dram=not target.on_chip,
         right_shared=right.elements < attrs.batch * attrs.k * attrs.n,
         epilogues=epilogues,
-    )
-    tiling = scope.context.mapper.tiling(product)
+        zeros=usable(scope.machine, left, right),
+    )  # fmt: skip
+    with in_op(op, product):
+        tiling = scope.context.mapper.tiling(product)
     right_at = right_home.offset
     if right.role is Role.WEIGHT:
         right_at = b.region(right_home.space, matmul.layout_bytes(product, tiling, scope.context.align_bytes))
     places = matmul.Places(
         left_home.offset, left_home.space, left_home.ready, right_at, right_home.space, right_home.ready,
-        _result_pieces(scope, held, target, appends), extras, scope.start(ops),
+        _result_pieces(scope, held, target, appends), extras, predict(scope, product, op, scope.start(ops)),
     )  # fmt: skip
     ends = b.attempt(matmul.lower_product, product, tiling, places, numbers)
+    describe(b, op, product, tiling)
     ends.extend(_small(scope, tensor) for tensor in rest)
     b.decide(
         tile=str(tiling), dataflow=scope.machine.array.dataflow.value, preload=scope.machine.array.preload.value,
@@ -263,7 +270,7 @@ def _epilogues(
             if tensor.name == result:
                 continue
             home = scope.home(tensor)
-            operands.append((not home.on_chip, Fraction(tensor.bytes, rows * out)))
+            operands.append((not home.on_chip, Fraction(scope.stored(tensor), rows * out)))
             extras.append((home.space, home.offset, home.ready))
         found.append(
             matmul.Epilogue(op.attrs.function, columns, out, op.attrs.elements, op.vector_ops, tuple(operands))
@@ -291,7 +298,7 @@ def _result_pieces(scope: Scope, held: Tensor, target: Home, appends: list[int])
     if target.on_chip:
         return ()
     cache = [piece for number in appends for piece in scope.append_pieces(scope.ops[number])]
-    rest = max(held.bytes - sum(piece[2] for piece in cache), 0)
+    rest = max(scope.stored(held) - sum(piece[2] for piece in cache), 0)
     return ((target.space, target.offset, rest), *cache)
 
 
@@ -318,13 +325,13 @@ def _attention(scope: Scope, op: Op) -> tuple[int, ...]:
     )
     job = attention.Job(
         attrs=attrs,
-        number_format=query.format,
+        number_format=unit_format(scope.machine, query.format, keys.format),
         size=attention.Sizes(
             query=Fraction(query_bytes, attrs.tokens * attrs.heads * attrs.head_dim),
             key=Fraction(key_bytes, attrs.keys * attrs.kv_heads * attrs.head_dim),
             value=value_bytes,
-            score=width(query),
-            result=width(output),
+            score=width(scope.machine, query),
+            result=width(scope.machine, output),
             accumulator=accumulator_bytes(scope.machine),
         ),
         query_in_dram=not query_home.on_chip,
@@ -332,6 +339,8 @@ def _attention(scope: Scope, op: Op) -> tuple[int, ...]:
         fresh_in_dram=not (cached and query_home.on_chip),
         result_in_dram=not target.on_chip,
     )
+    if job.number_format != query.format:
+        b.template.formats[b.current_op] = job.number_format
     start = scope.start((op,))
     places = attention.Places(
         query=(query_home.space, query_home.offset, query_home.ready),
@@ -425,7 +434,7 @@ def _vector(scope: Scope, op: Op) -> tuple[int, ...]:
         function, rows, columns, keep = attrs.function, 1, attrs.elements, 1
     ends = lower_vector(
         scope.builder, function, rows, columns, op.vector_ops, [scope.operand(t) for t in op.inputs],
-        [Operand(home, t.bytes) for home, t in zip(targets, op.outputs, strict=True)], scope.start((op,)), keep,
+        [Operand(home, scope.stored(t)) for home, t in zip(targets, op.outputs, strict=True)], scope.start((op,)), keep,
     )  # fmt: skip
     scope.builder.decide(output=where(targets[0]))
     return scope.settle(list(zip(op.outputs, targets, strict=True)), ends)

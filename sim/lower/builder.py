@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sim.hardware import Hardware
 from sim.lower.buffers import Buffer, Ring
-from sim.passes import UnitRow
+from sim.passes import UnitRow, ZeroRow
 from sim.units import cycles_to_ps
 
 Ints = NDArray[np.int64]
@@ -157,6 +157,8 @@ class Template:
     first: int = 0  # waits for the block before
     last: int = 0  # ends the block
     decisions: dict[int, dict[str, str]] = field(default_factory=dict)
+    zeros: dict[int, ZeroRow] = field(default_factory=dict)  # of operators whose operands have zeros
+    formats: dict[int, str] = field(default_factory=dict)  # of operators that the arrays do in a pair of formats
     shared_weights: bool = False  # repetitions read the same weights
 
 

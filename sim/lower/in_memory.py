@@ -40,7 +40,7 @@ def attention_in_memory(scope: Scope, op: Op) -> tuple[int, ...]:
         plan,
         part_number(op),
         attrs,
-        width(query),
+        width(scope.machine, query),
         _place(home),
         _place(target),
         scope.start((op,)) or (scope.first,),
@@ -65,7 +65,7 @@ def multiply_in_memory(scope: Scope, op: Op) -> tuple[int, ...]:
     home, target = scope.home(left), scope.target(output)
     shape = plan.products[weight.name]
     ends = lower_pim_product(
-        scope.builder, plan, shape, attrs.m, bool(rest), width(left), _place(home), _place(target),
+        scope.builder, plan, shape, attrs.m, bool(rest), width(scope.machine, left), _place(home), _place(target),
         scope.start((op,)) or (scope.first,),
     )  # fmt: skip
     scope.builder.decide(
@@ -101,7 +101,8 @@ def append_last(scope: Scope) -> list[int]:
         scope.builder.current_op = number
         scope.gate = ready
         sources = [t for t in op.inputs if t.role is Role.ACTIVATION]
-        ends += lower_append(scope.builder, plan, part_number(op), _source(scope, sources), ready, width(op.outputs[0]))
+        each = width(scope.machine, op.outputs[0])
+        ends += lower_append(scope.builder, plan, part_number(op), _source(scope, sources), ready, each)
     scope.builder.current_op = current
     return ends
 

@@ -5,7 +5,7 @@ report.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sim.hardware import Hardware
 from sim.lower.block import lower_block
@@ -13,7 +13,8 @@ from sim.lower.builder import PER_CORE, UNLIMITED, Template, Unit, further_units
 from sim.lower.homes import CARRIED, on_chip
 from sim.lower.link import Linked, link
 from sim.lower.scope import Context, Mapper
-from sim.passes import OpRow, UnitRow
+from sim.passes import OpRow, UnitRow, ZeroRow
+from sim.sparse.zeros import stored_tensor
 from workloads.trace import Block, Op, Pass, Role
 
 
@@ -75,29 +76,48 @@ def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = T
         context = Context(machine, mapper, streaming, align_bytes(machine), kept[block.name], ((CARRIED, carried),))
         template = lower_block(block, context)
         templates.append((template, block.repeat, len(block.ops)))
+        rows = op_rows(machine, block, template, work, [0] * len(block.ops), block.name)
         for layer in range(block.repeat):
-            ops.extend(op_rows(block, template, work, [layer] * len(block.ops), block.name))
+            ops.extend(replace(row, layer=layer) for row in rows)
     linked = link(templates, machine.dram, machine.memory.channels, units(machine), write_units(machine), symmetry)
     return Lowered(linked, tuple(ops), unit_rows(machine, {row.format for row in ops if row.flops}))
 
 
-def op_rows(block: Block, template: Template, work: Pass, layers: Sequence[int], name: str) -> list[OpRow]:
+def op_rows(
+    machine: Hardware, block: Block, template: Template, work: Pass, layers: Sequence[int], name: str
+) -> list[OpRow]:
     """The report's rows of one repetition of a block: `layers` of each operator, `name` of the trace's block."""
     return [
-        _op_row(op, name, layer, work, template.decisions.get(i, {}))
+        _op_row(machine, op, name, layer, work, template, i)
         for i, (op, layer) in enumerate(zip(block.ops, layers, strict=True))
     ]
 
 
-def _op_row(op: Op, block: str, layer: int, work: Pass, decisions: dict[str, str]) -> OpRow:
+def _op_row(
+    machine: Hardware, op: Op, block: str, layer: int, work: Pass, template: Template, number: int
+) -> OpRow:
     data = next(
         (t.format for t in op.inputs if t.role in (Role.ACTIVATION, Role.KV)), op.inputs[0].format if op.inputs else ""
     )
     return OpRow(
         name=op.name, kind=op.kind.value, role=op.role, block=block, layer=layer, pass_name=work.name, phase=work.phase,
-        flops=op.flops, vector_ops=op.vector_ops, read_bytes=op.read_bytes, write_bytes=op.write_bytes, format=data,
-        decisions=decisions,
+        flops=op.flops, vector_ops=op.vector_ops, read_bytes=op.read_bytes, write_bytes=op.write_bytes,
+        format=template.formats.get(number, data), decisions=template.decisions.get(number, {}),
+        zeros=_zeros(machine, op, template.zeros.get(number)),
     )  # fmt: skip
+
+
+def _zeros(machine: Hardware, op: Op, known: ZeroRow | None) -> ZeroRow | None:
+    """What is known of the operator's products, with the bytes of all its tensors that have zeros."""
+    left_out = metadata = 0
+    for tensor in (*op.inputs, *op.outputs):
+        stored = stored_tensor(machine, tensor)
+        if stored is not None:
+            # Whole bytes once, so that values and metadata add up to what is moved.
+            metadata += stored.metadata_bytes
+            left_out += tensor.bytes - (stored.bytes - stored.metadata_bytes)
+            known = known or ZeroRow()
+    return replace(known, left_out_bytes=left_out, metadata_bytes=metadata) if known else None
 
 
 def unit_rows(machine: Hardware, formats: set[str]) -> tuple[UnitRow, ...]:

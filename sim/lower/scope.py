@@ -13,6 +13,7 @@ from sim.lower.builder import Builder, Space
 from sim.lower.homes import Home, readers, versions
 from sim.lower.moves import Operand
 from sim.pim.plan import PimPlan
+from sim.sparse.zeros import stored_bytes
 from workloads.formats import format_bits
 from workloads.trace import AttentionAttrs, Block, Op, RequestSpan, Role, Tensor
 
@@ -45,9 +46,9 @@ class Context:
     pim: PimPlan | None = None
 
 
-def width(tensor: Tensor) -> Fraction:
-    """Bytes an element of a tensor."""
-    return Fraction(tensor.bytes, tensor.elements)
+def width(machine: Hardware, tensor: Tensor) -> Fraction:
+    """Bytes an element of a tensor, zeros included, as the machine stores it."""
+    return Fraction(stored_bytes(machine, tensor), tensor.elements)
 
 
 def where(home: Home) -> str:
@@ -104,14 +105,22 @@ class Scope:
         if tensor.name not in self.homes:
             weight = tensor.role is Role.WEIGHT
             space = Space.WEIGHT if weight else Space.ACTIVATION
-            offset = self.builder.region(space, tensor.resident_bytes)
+            offset = self.builder.region(space, self._room(tensor))
             on_chip = tensor.role is Role.INDEX or (not weight and tensor.name in self.context.kept)
             self.homes[tensor.name] = Home(on_chip, space, offset, () if weight else (self.first,))
         return self.homes[tensor.name]
 
     def operand(self, tensor: Tensor) -> Operand:
         """A streamed input."""
-        return Operand(self.home(tensor), tensor.bytes)
+        return Operand(self.home(tensor), self.stored(tensor))
+
+    def stored(self, tensor: Tensor) -> int:
+        """Bytes that a tensor takes, zeros left out where the machine's storage does so."""
+        return stored_bytes(self.machine, tensor)
+
+    def _room(self, tensor: Tensor) -> int:
+        """Bytes of DRAM for a tensor; one with few zeros may take more than a dense one, for its metadata."""
+        return max(tensor.resident_bytes, self.stored(tensor))
 
     def target(self, tensor: Tensor) -> Home:
         """Where an output goes."""
@@ -121,7 +130,7 @@ class Scope:
             return Home(True)
         if tensor.name in self.homes:
             return self.homes[tensor.name]
-        return Home(False, Space.ACTIVATION, self.builder.region(Space.ACTIVATION, tensor.resident_bytes))
+        return Home(False, Space.ACTIVATION, self.builder.region(Space.ACTIVATION, self._room(tensor)))
 
     def waits(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
         """Tasks that produce the activations among `tensors`, or bring any of them from a further memory."""

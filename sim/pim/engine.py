@@ -115,7 +115,8 @@ class PimRunner:
         )  # fmt: skip
         rows: list[OpRow] = []
         for layer in range(block.repeat):
-            rows += op_rows(block, template, work, [layer + ahead for ahead in section.layers], section.home)
+            layers = [layer + ahead for ahead in section.layers]
+            rows += op_rows(machine, block, template, work, layers, section.home)
         return Ran(tuple(rows), linked.table(), self._schedule(linked))
 
     def _schedule(self, linked: Linked) -> Schedule:

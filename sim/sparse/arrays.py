@@ -6,8 +6,9 @@ carries every position that the fold covers, which is where bandwidth comes in. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from sim.sparse.storage import Encoding, Stored
 
 if TYPE_CHECKING:
     from sim.hardware import Array, Hardware
+
+Cycles = tuple[int, int, int]
+"""All cycles, and of them tail and cold, as in EngineWork."""
 
 Folds = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """For each panel of columns: folds, positions they read, non-zeros of their fullest columns."""
@@ -90,10 +94,13 @@ def ratio_of_mask(case: Case, ratios: tuple[str, ...]) -> tuple[int, int]:
     )
 
 
-def structured_closed(case: Case, n: int, m: int, kept_rest: int | None = None) -> EngineWork:
+def structured_closed(
+    case: Case, n: int, m: int, kept_rest: int | None = None, encoding: Encoding | None = None
+) -> EngineWork:
     """N:M weights without a mask: every panel packs alike, `lanes // n` groups a fold.
 
-    `kept_rest`: kept of the last group where K ends inside it; by default as many as fit, up to n.
+    `kept_rest`: kept of the last group where K ends inside it; by default as many as fit, up to n. `encoding`: how the
+    weights are stored, if not as groups of n in m.
     """
     lanes = lanes_of(case)
     if lanes < n:
@@ -109,7 +116,8 @@ def structured_closed(case: Case, n: int, m: int, kept_rest: int | None = None) 
     folds = (same * (full + more), same * case.k, same * (groups * n + kept_rest))
     engine = case.machine.sparse
     assert isinstance(engine, _OnArray)
-    return _on_folds(case, folds, Encoding("n:m", n, m, engine.run_bits, _wide(engine)), m)
+    encoding = encoding or Encoding("n:m", n, m, engine.run_bits, _wide(engine))
+    return _on_folds(case, folds, encoding, m)
 
 
 def balanced(case: Case) -> EngineWork:
@@ -121,9 +129,11 @@ def balanced(case: Case) -> EngineWork:
     if not case.skip or weights.is_dense:
         return _dense(case)
     size = case.k * case.n
-    if weights.nonzeros * engine.degree < size * SLACK:
+    # What a pattern keeps is a mean: small matrices drawn from it may keep less.
+    kept = weights.nonzeros if weights.given is not None or weights.pattern.path else size * weights.pattern.density
+    if kept * engine.degree < size * SLACK:
         raise ConfigError(
-            f"the weights keep one value in {size / max(1, weights.nonzeros):.4g}, but {case.machine.name} supports up "
+            f"the weights keep one value in {size / max(1, kept):.4g}, but {case.machine.name} supports up "
             f"to one in {engine.degree}"
         )
     pattern = weights.pattern
@@ -131,12 +141,13 @@ def balanced(case: Case) -> EngineWork:
         groups = engine.block // pattern.m
         whole, rest = divmod(case.k % engine.block, pattern.m)
         kept_rest = whole * pattern.n + min(pattern.n, rest)
-        return structured_closed(case, groups * pattern.n, engine.block, kept_rest)
+        encoding = encoding_of(case, weights)
+        return structured_closed(case, groups * pattern.n, engine.block, kept_rest, encoding)
     return _on_folds(case, fold_mask(case, engine.block), encoding_of(case, weights), engine.block)
 
 
 SLACK = 0.99
-"""A drawn mask may be this much sparser than the degree: its density is a mean."""
+"""A mask may be this much sparser than the degree: one that was drawn has its density only on average."""
 
 
 def fold_mask(case: Case, block: int) -> Folds:
@@ -198,6 +209,8 @@ def gather(case: Case) -> EngineWork:
             "predictor_cycles": predicted,
             "folds": int(folds.sum()),
         },
+        tail=int(last.tail),
+        cold=int(last.cold),
     )
 
 
@@ -228,9 +241,9 @@ def _on_folds(case: Case, folds: Folds, weights: Encoding, block: int) -> Engine
     columns = machine.array.columns
     widths = np.minimum(columns, case.n - columns * np.arange(len(count), dtype=np.int64))
     if machine.array.dataflow.value == "os":
-        cycles, spread = _output_stationary(case, steps)
+        (cycles, tail, cold), spread = _output_stationary(case, steps)
     elif machine.array.dataflow.value == "ws":
-        cycles, spread = _weight_stationary(case, count, lanes)
+        (cycles, tail, cold), spread = _weight_stationary(case, count, lanes)
     else:
         raise ConfigError(
             f"arrays with dataflow is cannot skip weights; allowed on {machine.name}: os, ws", key="array.dataflow"
@@ -238,7 +251,9 @@ def _on_folds(case: Case, folds: Folds, weights: Encoding, block: int) -> Engine
     engine = machine.sparse
     select = engine.select_per_cycle if isinstance(engine, Structured) and case.skip else None
     if select is not None and block > 1:
-        cycles = max(cycles, -(-int(span.sum()) * case.m // (select * machine.array.count * machine.cores)))
+        selected = -(-int(span.sum()) * case.m // (select * machine.array.count * machine.cores))
+        if selected > cycles:
+            cycles, tail, cold = selected, 0, 0
     kept = case.weights.stored(weights)
     held = case.weights.nonzeros if case.skip else case.k * case.n
     values, metadata, entries = _traffic(case, span, kept)
@@ -252,17 +267,19 @@ def _on_folds(case: Case, folds: Folds, weights: Encoding, block: int) -> Engine
         metadata_bits=metadata,
         entries=entries,
         detail={"folds": int(count.sum()), "lanes": lanes},
+        tail=tail,
+        cold=cold,
     )
 
 
-def _weight_stationary(case: Case, count: NDArray[np.int64], lanes: int) -> tuple[int, float]:
+def _weight_stationary(case: Case, count: NDArray[np.int64], lanes: int) -> tuple[Cycles, float]:
     """(cycles, how much longer the busiest array works than the mean) of panels with `count` folds each."""
     array = all_arrays(case.machine)
     rate = Fraction(lanes, array.rows)
     if len(count) and int(count.min()) == int(count.max()):
-        return int(sum(array_tile(array, 1, case.m, case.n, int(count[0]) * lanes, rate)[:3])), 1.0
+        return _cycles(array_tile(array, 1, case.m, case.n, int(count[0]) * lanes, rate)[:3]), 1.0
     single = array.model_copy(update={"count": 1})
-    best: tuple[int, float] | None = None
+    best: tuple[Cycles, float] | None = None
     for split in range(1, array.count + 1):
         groups = array.count // split
         if split > 1 and array.count // (split - 1) == groups:
@@ -270,24 +287,29 @@ def _weight_stationary(case: Case, count: NDArray[np.int64], lanes: int) -> tupl
         stream = -(-case.m // split)
         one = array_tile(single, 1, stream, array.columns, lanes, rate)
         busiest, mean = _spread(count, groups)
-        cycles = int(busiest * one.occupancy + one.tail + one.cold)
-        if best is None or cycles < best[0]:
+        cycles = _cycles((busiest * one.occupancy, one.tail, one.cold))
+        if best is None or cycles[0] < best[0][0]:
             best = cycles, busiest / mean if mean else 1.0
     assert best is not None
     return best
 
 
-def _output_stationary(case: Case, steps: NDArray[np.int64]) -> tuple[int, float]:
+def _output_stationary(case: Case, steps: NDArray[np.int64]) -> tuple[Cycles, float]:
     """As `_weight_stationary` where outputs stay: a panel's tiles last as long as its fullest column has weights."""
     array = all_arrays(case.machine)
     if len(steps) and int(steps.min()) == int(steps.max()):
-        return int(sum(array_tile(array, 1, case.m, case.n, max(1, int(steps[0])), case.rate)[:3])), 1.0
+        return _cycles(array_tile(array, 1, case.m, case.n, max(1, int(steps[0])), case.rate)[:3]), 1.0
     single = array.model_copy(update={"count": 1})
     each = array_tile(single, 1, min(case.m, array.rows), array.columns, np.maximum(1, steps), case.rate)
     tiles = -(-case.m // array.rows)
     loads = np.tile(np.asarray(each.occupancy, np.int64), tiles)
     busiest, mean = _spread(loads, array.count)
-    return int(busiest + np.max(each.tail) + np.max(each.cold)), busiest / mean if mean else 1.0
+    return _cycles((busiest, np.max(each.tail), np.max(each.cold))), busiest / mean if mean else 1.0
+
+
+def _cycles(parts: Sequence[Any]) -> Cycles:
+    """(all cycles, tail, cold) from occupancy, tail and cold."""
+    return int(sum(parts)), int(parts[1]), int(parts[2])
 
 
 def _spread(loads: NDArray[np.int64], workers: int) -> tuple[int, float]:

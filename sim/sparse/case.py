@@ -162,7 +162,8 @@ class EngineWork:
     cycles: of the engine, operands present. slots: multiplications it could have done in them. macs: those it did,
     zeros that it could not skip included. imbalance: how much longer the fullest part works than the mean one.
     value_bits, metadata_bits: read from the scratchpad. entries: metadata entries decoded on the way. vector_cycles:
-    work of the vector units beside it. detail: counts of its own for reports.
+    work of the vector units beside it. detail: counts of its own for reports. tail, cold: of the cycles, those in which
+    the next tile may start already, and those that it takes only on idle arrays.
     """
 
     cycles: int
@@ -174,6 +175,8 @@ class EngineWork:
     entries: int
     vector_cycles: int = 0
     detail: dict[str, int | float] = field(default_factory=dict)
+    tail: int = 0
+    cold: int = 0
 
 
 def case(
@@ -186,10 +189,12 @@ def case(
     weight_format: str | None = None,
     activation_format: str | None = None,
     seed: int = 0,
+    check: bool = True,
 ) -> Case:
     """A case from patterns or masks; formats default to the first of the machine's arrays.
 
-    Raises ConfigError for sizes, masks or formats that don't fit.
+    `check=False` leaves open whether the arrays multiply these formats, for storage alone. Raises ConfigError for
+    sizes, masks or formats that don't fit.
     """
     if min(m, n, k) < 1:
         raise ConfigError(f"M, N and K must be at least 1, not {m}, {n}, {k}")
@@ -199,7 +204,8 @@ def case(
     w = _side(weights, (k, n), 0, weight_format, seed)
     skip = machine.sparse is not None and machine.sparse.skip
     made = Case(machine, m, n, k, a, w, skip)
-    _ = made.rate
+    if check:
+        _ = made.rate
     return made
 
 

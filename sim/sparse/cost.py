@@ -43,6 +43,7 @@ class SparseCost:
 
     parts: cycles that the array, the scratchpad, the metadata decoders, the format converter, the vector units and the
     DRAM would each take alone. `value_parts`: the same without metadata. The slowest one is the time: all run at once.
+    read_bytes: from the scratchpad by the engine, metadata included. tail, cold: as in EngineWork.
     """
 
     parts: dict[str, int]
@@ -56,6 +57,9 @@ class SparseCost:
     output_bytes: int
     metadata_bytes: int
     detail: dict[str, int | float]
+    read_bytes: int
+    tail: int
+    cold: int
 
     @cached_property
     def cycles(self) -> int:
@@ -110,12 +114,13 @@ def matmul_cost(
 @lru_cache(maxsize=1 << 14)
 def pattern_cost(
     machine: Hardware, m: int, n: int, k: int, weights: Pattern, activations: Pattern, weight_format: str,
-    activation_format: str,
+    activation_format: str, seed: int = 0,
 ) -> SparseCost:  # fmt: skip
     """As `matmul_cost` for patterns alone, remembered: a mapper asks for the same few tiles again and again."""
     return matmul_cost(
-        machine, m, n, k, weights, activations, weight_format=weight_format, activation_format=activation_format
-    )
+        machine, m, n, k, weights, activations, weight_format=weight_format, activation_format=activation_format,
+        seed=seed,
+    )  # fmt: skip
 
 
 def cost_of(
@@ -162,6 +167,9 @@ def cost_of(
         output_bytes=output_bytes,
         metadata_bytes=metadata,
         detail=work.detail,
+        read_bytes=_whole((work.value_bits + work.metadata_bits) / 8),
+        tail=work.tail,
+        cold=work.cold,
     )
 
 

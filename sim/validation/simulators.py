@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from sim.kinds import load_hardware
 from sim.lower import lower_pass
 from sim.lower.builder import PER_CORE, Unit
 from sim.passes import PassResult
-from workloads import single
 from workloads.trace import Pass
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -94,7 +92,7 @@ def onnxim_rows() -> tuple[OnnximRow, ...]:
         machine = load_hardware("ws128-onnxim", {"array.rows": side, "array.columns": side, "cores": cores})
         assert isinstance(machine, Hardware)
         m, n, k = (int(row[name]) for name in "MNK")
-        work = single.gemm(m, n, k, "fp16")
+        work = _build("gemm", (m, n, k), "fp16", 0)
         engine = Engine(machine)
         result = engine.run(work)
         total = cycles(machine, result)
@@ -122,18 +120,21 @@ class TpuRow:
     others: dict[str, int]
 
 
-def _layernorm(rows: int, columns: int, number_format: str) -> Pass:
-    return single.reduction("layernorm", rows, columns, number_format)
+KINDS = ("gemm", "conv", "attention", "layernorm", "softmax", "bert")
 
 
-def _softmax(rows: int, columns: int, number_format: str) -> Pass:
-    return single.reduction("softmax", rows, columns, number_format)
+def _build(kind: str, sizes: tuple[int, ...], number_format: str, patches_bytes: int) -> Pass:
+    """The pass of a row of tpuv3_cycles.csv."""
+    from workloads import single
 
-
-BUILDERS: dict[str, Callable[..., Pass]] = {
-    "gemm": single.gemm, "conv": single.convolution, "attention": single.encoder_attention,
-    "layernorm": _layernorm, "softmax": _softmax, "bert": single.encoder_layer,
-}  # fmt: skip
+    if kind in ("layernorm", "softmax"):
+        return single.reduction(kind, sizes[0], sizes[1], number_format)
+    builders: dict[str, Callable[..., Pass]] = {
+        "gemm": single.gemm, "attention": single.encoder_attention, "bert": single.encoder_layer,
+        "conv": single.convolution,
+    }  # fmt: skip
+    further = (patches_bytes,) if kind == "conv" else ()
+    return builders[kind](*sizes, number_format, *further)
 
 
 @cache
@@ -147,11 +148,10 @@ def tpu_rows(number_format: str = "fp32") -> tuple[TpuRow, ...]:
     rows = []
     for row in read_rows("tpuv3_cycles.csv"):
         kind, _, shape = row["workload"].partition("_")
-        if kind not in BUILDERS:
+        if kind not in KINDS:
             continue
-        sizes: tuple[Any, ...] = (*LAYERS[shape], POSITIONS) if kind == "bert" else tuple(map(int, shape.split("x")))
-        more = (patches,) if kind == "conv" else ()
-        work = BUILDERS[kind](*sizes, number_format, *more)
+        sizes: tuple[int, ...] = (*LAYERS[shape], POSITIONS) if kind == "bert" else tuple(map(int, shape.split("x")))
+        work = _build(kind, sizes, number_format, patches)
         result = engine.run(work)
         others = {name: int(row[f"{name}_cycles"]) for name in SIMULATORS if row[f"{name}_cycles"]}
         rows.append(
@@ -182,7 +182,7 @@ def own_error(rows: Sequence[TpuRow]) -> float:
 
 def groups(rows: Sequence[TpuRow]) -> dict[str, list[TpuRow]]:
     """The rows of each kind, then those of all single operators that every simulator has, then these and the layers."""
-    found = {kind: [row for row in rows if row.kind == kind] for kind in BUILDERS}
+    found = {kind: [row for row in rows if row.kind == kind] for kind in KINDS}
     found[" + ".join(SINGLE)] = [row for row in rows if row.kind in SINGLE]
     found[" + ".join((*SINGLE, "bert"))] = [row for row in rows if row.kind in (*SINGLE, "bert")]
     return found

@@ -237,7 +237,7 @@ def _kv_only(body: Sequence[Op], rows: int) -> tuple[Op, ...]:
     found: list[Op] = []
     for op in body:
         name = op.name.rpartition(".")[2]
-        if op.kind is OpKind.REDUCE and op is body[0]:
+        if (op.kind is OpKind.REDUCE and op is body[0]) or name == "attn_modulate":
             found.append(_skipped(with_rows(op, tokens, rows)))
         elif name == "qkv" and isinstance(op.attrs, MatmulAttrs):
             n = op.attrs.n - attrs.heads * attrs.head_dim

@@ -89,7 +89,9 @@ def route(trace: Trace, params: Route, context: Context) -> Trace:
                     ),
                     idle,
                 )
-        return Edited((*ops[: part.start], found[0], *router, *found[1:], *ops[part.stop :]), idle)
+        # The router reads what the experts read: the norm's result, or its modulation where there is one.
+        lead = next(i for i, op in enumerate(found) if op.role != "norm")
+        return Edited((*ops[: part.start], *found[:lead], *router, *found[lead:], *ops[part.stop :]), idle)
 
     return edit_layers(trace, params.where, edit, per_pass=params.draw == "sampled")
 

@@ -287,7 +287,9 @@ def halves(ops: Sequence[Op]) -> tuple[Half, ...]:
             if total != CARRIED and stop < len(ops) and any(t.name == total for t in ops[stop].inputs):
                 stop += 1
             roles = {op.role for op in ops[start:stop]}
-            found.append(Half("attention" if "attention" in roles else "ffn", start, stop))
+            # Of a half that a cached result replaces only its sum is left, which says by its name whose it is.
+            alone = roles == {"residual"} and ops[number].name.rpartition(".")[2].startswith("attn")
+            found.append(Half("attention" if alone or "attention" in roles else "ffn", start, stop))
             start = number = stop
         else:
             number += 1

@@ -6,16 +6,16 @@ can skip and how it stores the rest. `asparse` removes rows and columns that nob
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from sim.config import ConfigError
 from workloads.schema import Schema, Size
+from workloads.sparsity import WeightPattern, parse_sparsity
 from workloads.trace import (
     CustomAttrs,
     ElementwiseAttrs,
@@ -33,36 +33,6 @@ from workloads.transforms.graph import Edited, Half, edit_layers, edit_ops, half
 from workloads.transforms.rates import Density, exact, portion
 from workloads.transforms.where import Where
 
-_NUMBER = r"(0|[1-9][0-9]*)?(\.[0-9]+)?"
-
-
-def parse_pattern(text: str) -> Sparsity | None:
-    """`2:4`, `block:16x16:0.5`, `random:0.1` or `dense` (None) as a Sparsity. Raises ValueError for anything else."""
-    if text == "dense":
-        return None
-    if found := re.fullmatch(r"([0-9]+):([0-9]+)", text):
-        n, m = int(found[1]), int(found[2])
-        if not 0 < n <= m:
-            raise ValueError(f"is {text!r}, but n:m needs 0 < n <= m")
-        return Sparsity("n:m", n / m, n, m)
-    if found := re.fullmatch(rf"random:({_NUMBER})", text):
-        kind, block, density = "unstructured", None, found[1]
-    elif found := re.fullmatch(rf"block:([1-9][0-9]*)x([1-9][0-9]*):({_NUMBER})", text):
-        kind, block, density = "block", (int(found[1]), int(found[2])), found[3]
-    else:
-        raise ValueError(f"is {text!r}, but must be n:m (2:4), random:DENSITY (random:0.1), block:AxB:DENSITY or dense")
-    if not density or not 0 < float(density) <= 1:
-        raise ValueError(f"is {text!r}, but the density must be above 0 and at most 1")
-    return Sparsity(kind, float(density), block=block)
-
-
-def _known(text: str) -> str:
-    parse_pattern(text)
-    return text
-
-
-Pattern = Annotated[str, AfterValidator(_known), Field(description="2:4, random:0.1, block:16x16:0.5, or dense.")]
-
 
 class WSparse(Schema):
     """Weights of a pattern, in the selected operators and, in a training step, the selected products (`where.gemms`).
@@ -71,14 +41,14 @@ class WSparse(Schema):
     one read of each weight).
     """
 
-    pattern: Pattern
+    pattern: WeightPattern
     search_every: Size | None = None
     where: Where = Where()
 
 
 def wsparse(trace: Trace, params: WSparse) -> Trace:
     """Closed form: work and bytes stay; the selected weights (and gradients of weights) carry the pattern."""
-    pattern = parse_pattern(params.pattern)
+    pattern = parse_sparsity(params.pattern)
     if pattern is None or pattern.density == 1:
         return trace
 

@@ -95,7 +95,7 @@ class Accept(Schema):
 
     expected: the mean, carried from iteration to iteration, instead of a draw. compact: the accepted positions of a
     tree are moved together in the cache. lockstep: all requests advance by the smallest number. rewrite: the target
-    writes a rejected unit itself, token by token.
+    writes a rejected unit itself, token by token or, as it denoises a block, in `rewrite_passes` over all of it.
     """
 
     rate: Rate | tuple[Rate, ...] | None = None
@@ -105,6 +105,9 @@ class Accept(Schema):
     rollback: Literal["free", "compact"] = "free"
     batch: Literal["ragged", "lockstep"] = "ragged"
     on_reject: Literal["token", "rewrite"] = "token"
+    rewrite_passes: Size | None = Field(
+        None, description="Passes over a whole unit that the target writes it in (rewrite); default: one a token."
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> Accept:
@@ -113,6 +116,8 @@ class Accept(Schema):
             raise ValueError(f"needs one of rate, distribution, recorded; has {' and '.join(given) or 'none'}")
         if isinstance(self.rate, tuple) and not self.rate:
             raise ValueError("rate lists nothing")
+        if self.rewrite_passes is not None and self.on_reject != "rewrite":
+            raise ValueError("rewrite_passes needs on_reject: rewrite")
         return self
 
     def shares(self, units: int) -> list[Fraction]:
@@ -287,6 +292,8 @@ class _Loop:
     def _rewrite(self, rejected: list[_Request], turn: int) -> list[Pass]:
         """The target's own writing of rejected units, whose first token the verify pass gave."""
         passes: list[Pass] = []
+        if self.accept.rewrite_passes is not None:
+            return self._rewrite_at_once([r for r in rejected if r.left], turn, self.accept.rewrite_passes)
         for step in range(self.draft.unit - 1 if self.accept.on_reject == "rewrite" else 0):
             writing = [r for r in rejected if r.left]
             if not writing:
@@ -297,6 +304,22 @@ class _Loop:
                 request.length += 1
                 request.left -= 1
         return passes
+
+    def _rewrite_at_once(self, rejected: list[_Request], turn: int, times: int) -> list[Pass]:
+        """As a denoiser writes: each pass runs all that is missing of the unit, its positions seeing each other; the
+        last one yields them.
+        """
+        missing = [min(self.draft.unit - 1, r.left) for r in rejected]
+        if not sum(missing):
+            return []
+        spans = group([(n, r.length - 1) for n, r in zip(missing, rejected, strict=True)])
+        work = self.target.build_pass(f"rewrite.{turn}", "verify", spans, sum(missing), "absorbed")
+        work = replace(map_attention(work, _both_ways), generated=0)
+        for request, n in zip(rejected, missing, strict=True):
+            request.length += n
+            request.left -= n
+        last = replace(work, repeat=1, generated=sum(missing))
+        return [*([replace(work, repeat=times - 1)] if times > 1 else []), last]
 
     def _plain(self, active: list[_Request], turn: int) -> Pass:
         spans = group([(1, r.length - 1) for r in active])
