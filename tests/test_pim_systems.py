@@ -179,7 +179,7 @@ def test_two_row_buffers_are_no_slower_than_one() -> None:
 def test_attention_that_memory_cannot_do_stays_on_the_npu() -> None:
     window = {"heads": 4, "kv_heads": 4, "head_dim": 16, "window": {"size": 32, "pattern": ("local", "global")}}
     result = run(decode(layers=2, attention=window))
-    units = {op.name: op.decisions["unit"] for op in result.ops if op.kind == "attention"}
+    units = {f"{op.block}.{op.name}": op.decisions["unit"] for op in result.ops if op.kind == "attention"}
     assert units == {"local.attention": "npu: mask window", "global.attention": "memory"}
     prefill = prefill_passes(Builder(model()), (40, 40))[0]
     assert {op.decisions.get("unit") for op in run(prefill).ops if op.kind == "attention"} == {

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from machines import PASSES
-from operators import attention, gemm, reduction
 
 from sim.energy import energy_rows, total_counts
 from sim.errors import ConfigError
@@ -29,6 +28,8 @@ from sim.spatial.section import Ran, run_section
 from sim.spatial.visible import key_tiles, steps_of_blocks
 from sim.stream.engine import run_graph
 from sim.stream.schema import read_graph
+from workloads.single import encoder_attention as attention
+from workloads.single import gemm, reduction
 from workloads.trace import (
     CAUSAL,
     FULL,
