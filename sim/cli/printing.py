@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 132
 """Columns to use where standard output is no terminal."""
 
-COMPILING = "compiling the kernels, once for this version (about half a minute) ..."
+COMPILING = "compiling the kernels, once for this version (one to two minutes) ..."
 
 _PREFIXES = (
     *((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")),
