@@ -162,6 +162,12 @@ class Hardware(Machine):
                 f"{', '.join(pim.kernels)}",
                 key="pim.operators",
             )
+        if pim.lanes > 1 or pim.sets > 1:
+            raise ConfigError(
+                f"places operators in the memory, but the units of {standard} keep results side by side and work in "
+                "sets of banks; the layout of keys and values is for units that add up what a row gives",
+                key="pim.operators",
+            )
         if self.pim.interleave is Interleave.ALWAYS and pim.mode == "blocked":
             raise ConfigError(
                 f"is always, but {standard} is in mode blocked: while it computes, the NPU has no memory to work on "

@@ -114,7 +114,7 @@ def test_everything_that_ships_is_valid(opcycle: Run, root: Path) -> None:
     assert [row["file"] for row in rows] == [str(file) for file in files]
     kinds = {
         "hardware", "kernels", "memory", "tier", "energy", "dram-energy", "model", "method", "workload", "unit",
-        "stream",
+        "stream", "lengths",
     }  # fmt: skip
     assert {row["kind"] for row in rows} == kinds
     assert all(row["ok"] and row["error"] is None for row in rows)

@@ -115,7 +115,7 @@ def test_the_books_close_and_say_what_ran_where(interleave: str) -> None:
     assert {"GWRITE", "G_ACT", "PIM_PRE", "COMPS_READRES"} <= set(summary["memory"]["commands"])
     assert 0 < summary["pim"]["mac_utilization"] < summary["utilization"]["pim"] < 1
     names = set(report.energy["subcomponent"])
-    assert any("G_ACT" in name for name in names), names
+    assert {"pim load", "pim activate", "pim compute", "pim readout"} <= names
     assert "pim" in set(report.timeline["unit"])
 
 
@@ -142,8 +142,11 @@ def test_new_values_are_written_to_a_row_of_each_element() -> None:
 
 
 def test_collected_values_go_to_their_rows_when_they_fill_a_burst() -> None:
-    """After 63 positions the 64th fills a burst of 32: 64 bursts, beside two of the key and two of the value."""
-    assert appended((63,), "collected") == 3 * (2 + 2 + 64)
+    """After 63 positions the 64th fills a burst of 32: 64 bursts, beside two of the key and two of the value.
+
+    The units work on 32 of the 63, so that each head's probabilities for them take a burst less.
+    """
+    assert appended((63,), "collected") == 3 * (2 + 2 + 64 - 4)
     assert appended((64,), "collected") == 3 * (2 + 2)
 
 
@@ -174,9 +177,9 @@ def test_two_row_buffers_are_no_slower_than_one() -> None:
 
 
 def test_attention_that_memory_cannot_do_stays_on_the_npu() -> None:
-    window = {"heads": 4, "kv_heads": 4, "head_dim": 16, "window": {"size": 32, "pattern": ["local", "global"]}}
+    window = {"heads": 4, "kv_heads": 4, "head_dim": 16, "window": {"size": 32, "pattern": ("local", "global")}}
     result = run(decode(layers=2, attention=window))
-    units = {op.name: op.decisions["unit"] for op in result.ops if op.kind == "attention"}
+    units = {f"{op.block}.{op.name}": op.decisions["unit"] for op in result.ops if op.kind == "attention"}
     assert units == {"local.attention": "npu: mask window", "global.attention": "memory"}
     prefill = prefill_passes(Builder(model()), (40, 40))[0]
     assert {op.decisions.get("unit") for op in run(prefill).ops if op.kind == "attention"} == {
@@ -206,7 +209,7 @@ def test_products_with_weights_may_run_in_memory_too() -> None:
     [
         ({"pim.interleave": "always", "memory.standard": "hbm2-neupims-pim-blocked"}, "mode blocked"),
         ({"memory.standard": "hbm2-neupims"}, "hbm2-neupims has none"),
-        ({"memory.standard": "hbm-pim", "memory.settings": {}}, "no kernel|has none|only"),
+        ({"memory.standard": "hbm-pim", "memory.settings": {}}, "hbm-pim keep results side by side"),
     ],
 )
 def test_machines_that_contradict_themselves(settings: dict[str, Any], words: str) -> None:

@@ -9,8 +9,8 @@ from sim.errors import ConfigError
 from sim.kinds import load_hardware
 from sim.passes import PassResult
 from sim.roofline_machine import RooflineEngine, RooflineMachine
-from tests import operators
 from workloads import load_workload
+from workloads import single as operators
 from workloads.trace import Pass
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from machines import PASSES
-from operators import attention, gemm, reduction
 
 from sim.energy import energy_rows, total_counts
 from sim.errors import ConfigError
@@ -29,6 +28,8 @@ from sim.spatial.section import Ran, run_section
 from sim.spatial.visible import key_tiles, steps_of_blocks
 from sim.stream.engine import run_graph
 from sim.stream.schema import read_graph
+from workloads.single import encoder_attention as attention
+from workloads.single import gemm, reduction
 from workloads.trace import (
     CAUSAL,
     FULL,
@@ -147,12 +148,12 @@ def test_one_product_starts_with_its_weights_and_takes_its_interval_for_each_tok
     tile = load_hardware("plasticine-like", MANY_ROWS)
     assert isinstance(tile, StreamMachine)
     (ran,) = sections(tile, gemm(60, 64, 128, "bf16"))
-    node = next(n for n in ran.nodes if n.name == "gemm")
+    node = next(n for n in ran.nodes if n.name == "product")
     assert (node.fires, node.ii, node.tiles) == (10, 4 * 128, 1)  # 6 rows a token
-    loaded = next(n for n in ran.nodes if n.name == "gemm weights")
+    loaded = next(n for n in ran.nodes if n.name == "product weights")
     # The weights' last part is taken, handed on a cycle later, said to be there another cycle later.
-    there = cycle_of(ran, "gemm weights") - loaded.ii + 2
-    assert cycle_of(ran, "gemm") == there + 10 * 512
+    there = cycle_of(ran, "product weights") - loaded.ii + 2
+    assert cycle_of(ran, "product") == there + 10 * 512
 
 
 def test_an_operator_behind_a_product_adds_its_latency_only() -> None:
@@ -163,9 +164,9 @@ def test_an_operator_behind_a_product_adds_its_latency_only() -> None:
     more = Op("relu", OpKind.ELEMENTWISE, "ffn", op.outputs, (replace(op.outputs[0], name="d"),),
               ElementwiseAttrs("relu", 60 * 64))  # fmt: skip
     (ran,) = sections(tile, replace(work, blocks=(replace(work.blocks[0], ops=(op, more)),)))
-    product, relu = (next(n for n in ran.nodes if n.name == name) for name in ("gemm", "relu"))
+    product, relu = (next(n for n in ran.nodes if n.name == name) for name in ("product", "relu"))
     assert relu.ii == 6 * 64 // 16
-    last_begins = cycle_of(ran, "gemm") - product.ii
+    last_begins = cycle_of(ran, "product") - product.ii
     assert product.latency == product.ii + 6  # the token is whole after the interval, and has passed 6 stages
     assert cycle_of(ran, "relu") == last_begins + product.latency + relu.ii
 
@@ -371,7 +372,7 @@ def test_an_operator_that_fits_no_section_is_named_with_the_budget(
 ) -> None:
     error = refusal(overrides, gemm(600, 64, 4096, "bf16"))
     assert error.key == key
-    assert "operator gemm fits no section of plasticine-like" in error.message
+    assert "operator product fits no section of plasticine-like" in error.message
     assert re.search(says, error.message)
 
 

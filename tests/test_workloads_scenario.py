@@ -42,8 +42,9 @@ def test_scenarios_of_methods_build() -> None:
     for loaded in with_methods:
         assert loaded.scenario is not None
         trace = loaded.trace()
-        used = [entry if isinstance(entry, str) else entry.get("use") for entry in loaded.scenario.methods]
-        assert trace.methods[0] == used[0], loaded.name
+        first = loaded.scenario.methods[0]
+        name = first if isinstance(first, str) else first.get("use", next(iter(first)))
+        assert trace.methods[0] == name, loaded.name
         assert trace.flops > 0
 
 

@@ -46,6 +46,7 @@ class Schema(StrEnum):
     stream = "stream"
     unit = "unit"
     sweep = "sweep"
+    lengths = "lengths"
 
 
 def check(
@@ -138,6 +139,10 @@ def _validate(kind: Schema, file: Path) -> None:
         from workloads.methods import load_method
 
         load_method(file)
+    elif kind is Schema.lengths:
+        from workloads.distributions import load_length_set
+
+        load_length_set(file)
     elif kind is Schema.sweep:
         from sim.sweep.spec import load_spec
 
@@ -171,6 +176,7 @@ _MODELS = {
     Schema.workload: ("workloads.scenario", "Scenario"),
     Schema.trace: ("workloads.trace_file", "trace_schema"),
     Schema.sweep: ("sim.sweep.spec", "Spec"),
+    Schema.lengths: ("workloads.distributions", "LengthSet"),
 }
 """The module and the pydantic model of each kind of file, or the function that writes its schema."""
 

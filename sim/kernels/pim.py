@@ -493,6 +493,8 @@ def plan(p, q, x, bank, ready, near, rank, now):
             close_rows(p, q, x, bank, 0, p[BANKS], 1, np.int64(-1), now)
         return
     if p[MODE] == BLOCKED and x[QUEUED_R] + x[QUEUED_W] > 0:
+        # A job found to end before the next refresh, which a request has delayed since, must be asked about again.
+        q[ADMITTED] = 0
         return
     job = under_way(p, q)
     floor = max(max(now, q[job + JOB_VISIBLE]), q[NOT_BEFORE])

@@ -63,6 +63,7 @@ from sim.kernels.pim import (
 )
 from sim.kernels.pim_tables import (
     ADMITTED,
+    BLOCKED,
     BUSY_FROM,
     COMPS_READRES,
     DEADLINE,
@@ -112,6 +113,7 @@ from sim.kernels.pim_tables import (
     UNITS,
     WRITE_TO_READOUT,
 )
+from sim.kernels.pim_tables import MODE as PIM_MODE
 
 
 @inlined
@@ -352,7 +354,8 @@ def find_best_beside(t, p, q, x, bank, near, rank, entry, now):
     reserved = np.int64(-1)
     loads_from = np.int64(-1)
     limited = False
-    if q[JOBS] > 0 and q[ADMITTED] > 0:
+    # In blocked mode PIM waits for what is queued, so that nothing of it is kept for PIM.
+    if q[JOBS] > 0 and q[ADMITTED] > 0 and p[PIM_MODE] != BLOCKED:
         job = under_way(p, q)
         limited = p[DEADLINE] == 1
         if q[LOADED] == q[job + LOADS]:
