@@ -407,6 +407,8 @@ def offer(t, s, c, burst, is_write, request, tick):
     if not has_room(t, x, is_write):
         return False
     x[CLOCK] = max(x[CLOCK], tick)
+    if x[DUE] == tick and t.policy == FRFCFS:  # which bank is refreshed depends on what is queued by then
+        fall_due(t, x, s.bank[c], s.ready[c], s.near[c], s.rank[c], s.entry[c], tick)
     if not take_in(
         t, x, s.bank[c], s.ready[c], s.near[c], s.rank[c], s.entry[c], s.count[c], burst, is_write, -1 - request, tick
     ):
