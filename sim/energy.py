@@ -20,7 +20,7 @@ from sim.dram_energy import dram_rows
 from sim.energy_row import COMPONENTS, EnergyRow
 from sim.energy_tables import EnergyTable, load_table, mac_cost, source_text
 from sim.joins import advances_ps, spans_ps, work_by_operator
-from sim.passes import MemoryCounts, PassResult
+from sim.passes import MemoryCounts, PassResult, sum_counts
 from sim.tiers import tier_document
 
 if TYPE_CHECKING:
@@ -273,30 +273,7 @@ def _macs_by_format(result: PassResult, macs: NDArray[np.int64]) -> dict[str, in
 
 def total_counts(passes: Sequence[PassResult]) -> MemoryCounts:
     """The memory's counts of a whole run: those of each pass times its repeats, summed."""
-    commands: dict[str, int] = {}
-    standby: dict[str, int] = {}
-    for result in passes:
-        for into, counted in (
-            (commands, result.schedule.memory.commands),
-            (standby, result.schedule.memory.standby_ps),
-        ):
-            for name, count in counted.items():
-                into[name] = into.get(name, 0) + result.repeat * int(count)
-
-    def total(name: str) -> int:
-        return sum(p.repeat * int(getattr(p.schedule.memory, name)) for p in passes)
-
-    return MemoryCounts(
-        commands=commands,
-        standby_ps=standby,
-        bytes_read=total("bytes_read"),
-        bytes_written=total("bytes_written"),
-        row_hits=total("row_hits"),
-        row_misses=total("row_misses"),
-        row_conflicts=total("row_conflicts"),
-        bytes_forwarded=total("bytes_forwarded"),
-        bytes_merged=total("bytes_merged"),
-    )
+    return sum_counts([(p.repeat, p.schedule.memory) for p in passes])
 
 
 def operator_energy_j(

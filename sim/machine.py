@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -97,7 +98,7 @@ class Chip:
     array_lanes: int = 1
 
 
-class Machine(Strict):
+class Machine(Strict, ABC):
     """Sections common to all kinds; a kind adds its own and says what it can do at best."""
 
     schema_: Literal["opcycle/hardware/1"] = Field(alias="schema")
@@ -146,13 +147,13 @@ class Machine(Strict):
         return float(self.dram.channel_peak_bytes_per_s * self.memory.channels)
 
     @property
+    @abstractmethod
     def formats(self) -> tuple[str, ...]:
         """Number formats that the machine multiplies."""
-        raise NotImplementedError
 
+    @abstractmethod
     def peak_flops_per_s(self, number_format: str) -> float:
         """FLOP/s (two a multiply-accumulate) of the whole machine in `number_format`."""
-        raise NotImplementedError
 
     @property
     def abilities(self) -> frozenset[str]:
@@ -161,14 +162,14 @@ class Machine(Strict):
         return frozenset(found | {"pim"} if self.dram.pim is not None else found)
 
     @property
+    @abstractmethod
     def chip(self) -> Chip:
         """Sizes that the energy model needs."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def compute(self) -> str:
         """The compute units in a few words, for lists."""
-        raise NotImplementedError
 
     @property
     def interconnect_pj_per_bit(self) -> float:

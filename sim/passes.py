@@ -6,6 +6,7 @@ schedule are numpy int64 arrays of one length, one entry a task, so that everyth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,38 @@ class MemoryCounts:
     bytes_forwarded: int = 0
     bytes_merged: int = 0
     pim_busy_ps: tuple[int, ...] = ()
+
+
+def sum_counts(parts: Sequence[tuple[int, MemoryCounts]]) -> MemoryCounts:
+    """Counts of several stretches together, each as often as its number says; times by channel add up by channel."""
+
+    def named(name: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for times, counts in parts:
+            for key, value in getattr(counts, name).items():
+                found[key] = found.get(key, 0) + times * int(value)
+        return found
+
+    def total(name: str) -> int:
+        return sum(times * int(getattr(counts, name)) for times, counts in parts)
+
+    def by_channel(name: str) -> tuple[int, ...]:
+        columns = [[times * value for value in getattr(counts, name)] for times, counts in parts]
+        return tuple(map(sum, zip(*columns, strict=True)))
+
+    return MemoryCounts(
+        commands=named("commands"),
+        standby_ps=named("standby_ps"),
+        bytes_read=total("bytes_read"),
+        bytes_written=total("bytes_written"),
+        row_hits=total("row_hits"),
+        row_misses=total("row_misses"),
+        row_conflicts=total("row_conflicts"),
+        channel_busy_ps=by_channel("channel_busy_ps"),
+        bytes_forwarded=total("bytes_forwarded"),
+        bytes_merged=total("bytes_merged"),
+        pim_busy_ps=by_channel("pim_busy_ps"),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from sim.lower.lowering import (
     write_units,
 )
 from sim.lower.scope import Context, Mapper
-from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable
+from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow, sum_counts
 from sim.pim.planning import BlockPlan, plan_pass, why_not
 from sim.pim.schedule import Section, Stretch, handed_on, interleaved, layer_by_layer, plain
 from sim.pim.use import Interleave
@@ -137,7 +137,7 @@ def _check_overlap(work: Pass, plans: Mapping[str, BlockPlan]) -> None:
             )
 
 
-def _joined(work: Pass, pieces: Iterable[tuple[Ran, int]], unit_list: tuple) -> PassResult:  # type: ignore[type-arg]
+def _joined(work: Pass, pieces: Iterable[tuple[Ran, int]], unit_list: tuple[UnitRow, ...]) -> PassResult:
     """The sections end to end as one pass; each comes with the layer that it begins in."""
     rows: list[OpRow] = []
     columns: dict[str, list[np.ndarray]] = {f.name: [] for f in fields(TaskTable)}
@@ -158,23 +158,5 @@ def _joined(work: Pass, pieces: Iterable[tuple[Ran, int]], unit_list: tuple) -> 
         name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated, repeat=work.repeat,
         ops=tuple(rows), units=unit_list,
         tasks=TaskTable(**{name: np.concatenate(values) for name, values in columns.items()}),
-        schedule=Schedule(**joined, makespan_ps=now, memory=_sum(counts)),
+        schedule=Schedule(**joined, makespan_ps=now, memory=sum_counts([(1, each) for each in counts])),
     )  # fmt: skip
-
-
-def _sum(counts: list[MemoryCounts]) -> MemoryCounts:
-    """Counts of all sections together."""
-    total: dict[str, object] = {}
-    for name in (f.name for f in fields(MemoryCounts)):
-        values = [getattr(count, name) for count in counts]
-        if isinstance(values[0], dict):
-            merged: dict[str, int] = {}
-            for value in values:
-                for key, number in value.items():
-                    merged[key] = merged.get(key, 0) + number
-            total[name] = merged
-        elif isinstance(values[0], tuple):
-            total[name] = tuple(map(sum, zip(*values, strict=True)))
-        else:
-            total[name] = sum(values)
-    return MemoryCounts(**total)  # type: ignore[arg-type]
