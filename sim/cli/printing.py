@@ -118,5 +118,5 @@ def say_if_kernels_are_new(entry: str) -> None:
     from sim.kernels.jit import cache_folder
 
     compiled = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
-    if compiled and next(cache_folder(entry.partition(".")[0]).rglob(f"{entry}-*.nbi"), None) is None:
+    if compiled and next(cache_folder(entry.partition(".")[0]).glob(f"{entry}-*.nbi"), None) is None:
         print(COMPILING, file=sys.stderr, flush=True)
