@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -52,7 +54,7 @@ def test_every_value_is_collected_once_and_written_once(heads: int, length: int)
     for head in range(heads):
         steps = [layout.settled(n, head) for n in range(length + 33)]
         assert all(0 <= n - steps[n] <= 31 for n in range(length + 33))
-        assert all(a == b or b == n + 1 for n, (a, b) in enumerate(zip(steps, steps[1:], strict=False)))
+        assert all(a == b or b == n + 1 for n, (a, b) in enumerate(pairwise(steps)))
     written = [layout.settled(length + 1, h) > layout.settled(length, h) for h in range(heads)]
     assert sum(written) <= -(-heads // 32) + (length == 0)
 

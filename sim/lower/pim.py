@@ -81,18 +81,20 @@ class PimAttention:
         is used.
         """
         scored = [self.scores(turn) for turn in self.turns]
-        ready = [self.softmax(turn, done) for turn, done in zip(self.turns, scored, strict=True)]
+        ready: list[tuple[int, ...]] = []
+        loose: list[tuple[int, ...]] = []
+        for batch in self.batches():
+            held = self.tails([self.turns[i] for i in batch])
+            for i in batch:
+                soft, written = self.softmax(self.turns[i], scored[i])
+                ready.append(written)
+                loose.append(self.loose(self.turns[i], soft, held))
+            for part in held:
+                self.builder.release(0, part.buffer, [task for i in batch for task in loose[i]])
         if barrier:
             joined = (self.builder.sync(dict.fromkeys(task for tasks in ready for task in tasks)),)
             ready = [joined] * len(ready)
-        ends: list[int] = []
-        for batch in self.batches():
-            held = self.tails([self.turns[i] for i in batch])
-            done = [self.values(self.turns[i], ready[i], held) for i in batch]
-            for part in held:
-                self.builder.release(0, part.buffer, done)
-            ends += done
-        return ends
+        return [self.values(*one) for one in zip(self.turns, ready, loose, strict=True)]
 
     def tail(self, turn: Turn) -> int:
         """Values (a head of a position each) of a request that are not in the units' rows yet, the newest left out."""
@@ -169,8 +171,8 @@ class PimAttention:
         places = self.plan.vector_places(turn.request, 0, maker.query_vectors)
         return (self.job(turn, maker.keys(turn.request, places), ready),)
 
-    def softmax(self, turn: Turn, ready: tuple[int, ...]) -> tuple[int, ...]:
-        """The newest position's score, softmax over all, probabilities to the request's rows."""
+    def softmax(self, turn: Turn, ready: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        """The newest position's score, softmax over all, probabilities to the rows: (softmax, all written)."""
         b, a, maker = self.builder, self.attrs, self.plan.maker
         core = self.core()
         past, rows = turn.request.past, turn.copies * a.heads
@@ -186,11 +188,26 @@ class PimAttention:
         tokens = [count for counts in maker.tokens(past) for _ in range(maker.queries) for count in counts]
         sizes = [whole(count * self.element) for count in tokens]
         if not sizes:
-            return (soft,)
-        return self.vectors(core, turn, maker.query_vectors, sizes, (soft,))
+            return soft, (soft,)
+        return soft, self.vectors(core, turn, maker.query_vectors, sizes, (soft,))
 
-    def values(self, turn: Turn, ready: tuple[int, ...], held: Sequence[Held]) -> int:
-        """Products with the values in memory; sums of their parts and of the newest value; the result to its place."""
+    def loose(self, turn: Turn, soft: int, held: Sequence[Held]) -> tuple[int, ...]:
+        """Values that are not in the units' rows, and the newest, scaled by their probabilities and added up."""
+        b, a = self.builder, self.attrs
+        each = turn.copies * a.v_head_dim
+        elements = each * a.heads
+        values = self.tail(turn) * self.plan.maker.queries * each + self.newest * elements
+        if not values:
+            return (soft,)
+        scaled = int(cost.vector_cycles(b.machine.vector, "mul", 1, values))
+        moved = (whole(values * self.element), whole(elements * self.element))
+        ready = (soft, *(task for item in held for task in item.ready))
+        macs = self.tail(turn) * self.plan.maker.queries * each + elements
+        adds = max(values - elements, 1)
+        return (vector_task(b, self.core(), "add", 1, adds, moved, ready, more=scaled, macs=macs),)
+
+    def values(self, turn: Turn, ready: tuple[int, ...], loose: tuple[int, ...]) -> int:
+        """Products with the values in memory, their sum with the loose values; the result to its place."""
         b, a, maker = self.builder, self.attrs, self.plan.maker
         core = self.core()
         past = turn.request.past
@@ -200,17 +217,9 @@ class PimAttention:
             places = self.plan.vector_places(turn.request, maker.query_vectors, count)
             ready = (self.job(turn, maker.values(turn.request, places), ready),)
         size = whole(elements * self.element)
-        # Values that are not in the units' rows are scaled by their probabilities; then all parts are added up.
-        each = turn.copies * a.v_head_dim
-        loose = self.tail(turn) * maker.queries * each + self.newest * elements
-        parts = count * each
-        scaled = int(cost.vector_cycles(b.machine.vector, "mul", 1, loose))
-        macs = self.tail(turn) * maker.queries * each + elements
-        ready = (*ready, *(task for item in held for task in item.ready))
-        read = whole((loose + parts) * self.element)
-        done = vector_task(
-            b, core, "add", 1, max(loose + parts - elements, 1), (read, size), ready, more=scaled, macs=macs
-        )
+        adds = count * turn.copies * a.v_head_dim
+        read = whole(adds * self.element) + size
+        done = vector_task(b, core, "add", 1, max(adds, 1), (read, size), (*ready, *loose))
         if self.result is not None:
             done = b.move(core, True, [(self.result.space, self.result.offset + self.result_written, size)], (done,))
             self.result_written += size
