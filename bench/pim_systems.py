@@ -60,7 +60,7 @@ def measure(system: str, workload: str, batch: int) -> Measured:
 def rows(models: list[str]) -> tuple[list[str], dict[tuple[str, str, int], dict[str, Measured]]]:
     """The table's lines, and what was measured by (model, data set, requests) and system."""
     lines = [
-        "| model, lengths, requests | system | step | speedup | NPU busy | PIM busy | memory bus | wall | Mcycles / CPU s |",
+        "| model, lengths, batch | system | step | speedup | NPU busy | PIM busy | bus busy | wall | Mcycles / CPU s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     found: dict[tuple[str, str, int], dict[str, Measured]] = {}
