@@ -93,6 +93,24 @@ def test_no_command_breaks_a_rule(name: str, interleave: str) -> None:
     assert result.schedule.memory.commands["G_ACT"] > 0
 
 
+def test_operators_in_memory_carry_the_energy_of_its_units() -> None:
+    report = simulate(load_hardware("neupims", {"pim.interleave": "never"}), workload())
+    rows = report.energy[report.energy["component"] == "dram"].set_index("subcomponent")["energy_j"]
+    own = rows[[name for name in rows.index if name.startswith("pim ")]].sum()
+    table = report.operators.set_index("operator")
+    share = table["dram_bytes"] / table["dram_bytes"].sum()
+    alone = table["energy_dram_j"] - share * (rows.sum() - own)
+    assert alone["attention"] == pytest.approx(own)
+    assert alone.drop("attention").abs().max() < 1e-9 * own
+
+
+def test_a_bus_carries_data_for_as_long_as_its_bytes_take() -> None:
+    """AttAcc's channels have two pseudo-channels with a data bus each."""
+    summary = simulate(load_hardware("attacc-like"), workload()).summary
+    assert summary["utilization"]["memory"] == pytest.approx(summary["memory_bandwidth_utilization"], rel=1e-3)
+    assert summary["utilization"]["memory"] > 0.01
+
+
 def workload(**keys: Any) -> Any:
     base = {"schema": "opcycle/workload/1", "name": "t", "model": "gpt3-7b", "phase": "decode", "batch": 16}
     return make_workload({**base, "context": 64, "parallel": {"tensor": 32}, **keys})
@@ -227,7 +245,7 @@ def test_passes_that_do_not_fit() -> None:
     small = load_hardware("neupims", {**SMALL, "pim.interleave": "never", **rows})
     with pytest.raises(ConfigError, match=r"memory.channels: the KV cache of 8 requests needs \d+ rows"):
         Engine(small).run(decode((2000,) * 8, layers=8))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="pim.interleave: is always, but the 1 requests of block layers"):
+    with pytest.raises(ConfigError, match="pim.interleave: is always, but the batch of block layers, 1 in all"):
         run(decode((64,)), pim_interleave="always")
     with pytest.raises(ConfigError, match="has no attention that runs in memory to overlap with"):
         run(prefill_passes(Builder(model()), (40, 40))[0], pim_interleave="always")

@@ -23,6 +23,7 @@ from sim.standards import Memory
 Ints = NDArray[np.int64]
 Runs = tuple[Ints, Ints]
 
+
 @dataclass(frozen=True)
 class JobMaker:
     """Makes jobs of attention for one memory and layout. `queries`: heads of the query for each of keys and values."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sim.errors import ConfigError
 from sim.pim.jobs import as_table, job
-from sim.pim.schema import LoadFrom
+from sim.pim.schema import LoadFrom, template_steps
 
 if TYPE_CHECKING:
     from sim.pim.jobs import Ints
-    from sim.pim.schema import Pim
+    from sim.pim.schema import Pim, Step
     from sim.standards import Memory
 
 
@@ -70,15 +72,25 @@ def _row_elements(memory: Memory) -> int:
 
 
 def check_rows(memory: Memory, jobs: Ints) -> None:
-    """Raise ConfigError if a job goes beyond the last row of the banks."""
+    """Raise ConfigError if a job goes beyond the rows that hold data: those below any that a template reserves."""
     from sim.kernels import pim_tables as k
 
-    last = jobs[:, k.ROW] + (jobs[:, k.TILES] - 1) * jobs[:, k.STEP]
-    if len(jobs) and int(last.max()) >= memory.organisation.rows:
+    steps = [_steps_of(memory, name) for name in _pim(memory).kernels]
+    reserved = [step.row for own in steps for step in own if step.row is not None]
+    rows = min(memory.organisation.rows, *reserved, memory.organisation.rows)
+    further = np.array([max((step.offset for step in own), default=0) for own in steps], np.int64)
+    last = jobs[:, k.ROW] + (jobs[:, k.TILES] - 1) * jobs[:, k.STEP] + further[jobs[:, k.KERNEL]]
+    if len(jobs) and int(last.max()) >= rows:
         raise ConfigError(
-            f"has {memory.organisation.rows} rows a bank, but the operands need {int(last.max()) + 1}",
+            f"has {rows} rows a bank" + (" below those that its commands reserve" if reserved else "")
+            + f", but the operands need {int(last.max()) + 1}",
             key="organisation.rows",
-        )
+        )  # fmt: skip
+
+
+def _steps_of(memory: Memory, kernel: str) -> list[Step]:
+    """Steps of loads and tiles of a template."""
+    return [step for steps in template_steps(memory, kernel) for step in steps]
 
 
 def _gemv_by_rows(memory: Memory, rows: int, cols: int) -> list[list[int]]:
@@ -175,17 +187,25 @@ def _gemv_by_lanes(memory: Memory, channels: int, rows: int, cols: int, batch: i
 
 
 def _elementwise(memory: Memory, channels: int, kernel: str, elements: int) -> list[list[int]]:
-    """Elements over all banks, `registers` bursts of each bank at a time."""
+    """Elements over all banks, `registers` bursts of each bank at a time.
+
+    The template's offsets say how many rows each operand has before the next one's begin; what is longer goes on behind
+    the last operand's.
+    """
     pim = _pim(memory)
     per_run = channels * _banks(memory) * pim.registers * pim.lanes
     runs = -(-elements // per_run)
     in_row = _row_elements(memory) // (pim.lanes * pim.registers)
     tiles, rest = divmod(runs, in_row)
+    offsets = {step.offset for step in _steps_of(memory, kernel)}
+    room = min(offsets - {0}, default=memory.organisation.rows)
     jobs = [job(memory, "enter")]
-    if tiles:
-        jobs.append(job(memory, kernel, tiles=tiles, groups=in_row))
+    for first in range(0, tiles, room):
+        row = first // room * (max(offsets) + room)
+        jobs.append(job(memory, kernel, tiles=min(room, tiles - first), groups=in_row, row=row))
     if rest:
-        jobs.append(job(memory, kernel, groups=rest, row=tiles))
+        row = tiles // room * (max(offsets) + room) + tiles % room
+        jobs.append(job(memory, kernel, groups=rest, row=row))
     return [*jobs, job(memory, "leave")]
 
 
