@@ -113,6 +113,9 @@ class Flexible(_Engine):
     ports: Positive = Field(description="values that enter the distribution network in a cycle")
     lines: Positive = Field(description="results that leave the reduction network in a cycle")
     stationary: Literal["weights", "activations"] = "weights"
+    order: Literal["given", "packed"] = Field(
+        default="given", description="of the stationary rows; packed: the longest that fits comes next, chosen offline"
+    )
 
     @model_validator(mode="after")
     def _powers(self) -> Flexible:
