@@ -150,7 +150,7 @@ def test_equal_operators_stay_shared():
 
 
 def test_the_scenario_of_accllm():
-    trace = load_workload("accllm").trace()
+    trace = load_workload("llama2-7b-w2a8kv4-decode").trace()
     found = {name: (t.format, t.sparsity is not None) for name, t in weights(trace).items()}
     assert found == {
         "qkv": ("int2", True), "out_proj": ("int2", True), "gate_up": ("int2", True), "down": ("int2", True),

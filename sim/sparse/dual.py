@@ -29,7 +29,7 @@ def dual(case: Case) -> EngineWork:
         for side, tile, quantum in zip(sides, engine.tile, engine.quantum, strict=True)
     ]
     products = case.effective_macs if case.skip else case.m * case.n * case.k
-    total = int(steps[0].sum(axis=0, dtype=np.int64) @ steps[1].sum(axis=0, dtype=np.int64))
+    total = int(_at_positions(steps[0]) @ _at_positions(steps[1]))
     sought = case.skip and not all(side.is_dense for side in sides)
     beside = math.ceil(engine.position_cycles * case.k) if sought else 0
     work = busiest = total + beside * len(steps[0]) * len(steps[1])
@@ -63,13 +63,21 @@ def _steps(side: Side, tile: int, quantum: int, skip: bool) -> NDArray[np.int32]
     lines, depth = side.shape[1 - side.along], side.shape[side.along]
     if side.is_dense or not skip:
         extents = np.minimum(tile, lines - tile * np.arange(-(-lines // tile)))
-        return np.repeat(-(-extents // quantum)[:, None], depth, axis=1).astype(np.int32)
+        return np.broadcast_to((-(-extents // quantum)).astype(np.int32)[:, None], (len(extents), depth))
     found: NDArray[np.int32]
     if side.along == 1:
         found = quanta_rows(side.mask, tile, quantum)
     else:
         found = quanta_columns(side.mask, tile, quantum)
     return found
+
+
+def _at_positions(steps: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The sum over tiles at each position of K; a side without zeros has one column, seen `depth` times."""
+    if steps.strides[1] == 0:
+        return np.full(steps.shape[1], steps[:, 0].sum(dtype=np.int64))
+    total: NDArray[np.int64] = steps.sum(axis=0, dtype=np.int64)
+    return total
 
 
 def mean_steps(tile: int, quantum: int, density: float) -> float:
