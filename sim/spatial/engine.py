@@ -1,7 +1,7 @@
 """Simulates a pass on a streaming machine: section after section, each from an idle fabric and an idle memory.
 
-Equal sections (of equal layers, or parts of one product) have one result and are simulated once; `reuse=False` runs
-every one, with the same result.
+A section may read weights of the next one ahead. Equal sections (of equal layers, or parts of one product) have one
+result and are simulated once; `reuse=False` runs every one, with the same result.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, Uni
 from sim.spatial.fabric import COMPUTE, LOAD, STORE, STORE_TILES, VECTOR
 from sim.spatial.machine import StreamMachine
 from sim.spatial.mapper import Section, sections_of
+from sim.spatial.prefetch import Ahead, plan, reading_ahead
 from sim.spatial.section import Ran, idle_memory, run_section
 from sim.spatial.shapes import exposed
 from workloads.trace import Block, Op, Pass, Role
@@ -31,34 +32,40 @@ class StreamEngine:
     def __init__(self, machine: StreamMachine, *, reuse: bool = True) -> None:
         self.machine, self.reuse = machine, reuse
         self._sections: dict[tuple[Block, frozenset[str]], list[Section]] = {}
-        self._ran: dict[int, Ran] = {}
+        self._ran: dict[tuple[int, tuple[Ahead, ...], int, tuple[Ahead, ...]], Ran] = {}
         self._idle: MemoryCounts | None = None
 
     def run(self, work: Pass) -> PassResult:
         """Simulate one pass. Raises ConfigError for what the machine has no unit for, or what fits no section."""
         tasks = _Tasks(self.machine)
         ops: list[OpRow] = []
-        now = 0
-        configured: Section | None = None
-        counts: dict[int, tuple[MemoryCounts, int]] = {}
-        swaps = 0
+        steps: list[tuple[Section, int]] = []
         for block in work.blocks:
             sections = self._cut(block, work)
             rows = _op_rows(block, work, sections)
             for layer in range(block.repeat):
-                base = len(ops)
+                steps += [(section, len(ops)) for section in sections]
                 ops += [replace(row, layer=layer) for row in rows]
-                for section in sections:
-                    if section is not configured:
-                        tasks.configure(now, int(self.machine.reconfigure), base + section.plan.first)
-                        now += int(self.machine.reconfigure)
-                        configured = section
-                        swaps += 1
-                    now += int(self.machine.software.launch)
-                    ran = self._run(section)
-                    tasks.section(now, ran, base)
-                    now += ran.end_ps
-                    counts[id(ran)] = (ran.memory, counts.get(id(ran), (ran.memory, 0))[1] + 1)
+        now = 0
+        configured: Section | None = None
+        counts: dict[int, tuple[MemoryCounts, int]] = {}
+        swaps = 0
+        there: tuple[Ahead, ...] = ()
+        for (section, base), (following, next_base) in zip(steps, [*steps[1:], (None, 0)], strict=True):
+            if section is not configured:
+                tasks.configure(now, int(self.machine.reconfigure), base + section.plan.first)
+                now += int(self.machine.reconfigure)
+                configured = section
+                swaps += 1
+            now += int(self.machine.software.launch)
+            ahead: tuple[Ahead, ...] = ()
+            if following is not None and self.machine.mapping.prefetch:
+                ahead = plan(self.machine, section.fabric, there, following.fabric)
+            ran = self._run(section, there, following if ahead else None, ahead)
+            tasks.section(now, ran, base, next_base)
+            now += ran.end_ps
+            counts[id(ran)] = (ran.memory, counts.get(id(ran), (ran.memory, 0))[1] + 1)
+            there = ahead
         memory = self._counts(counts.values(), swaps)
         table, start, release = tasks.table()
         return PassResult(
@@ -75,12 +82,18 @@ class StreamEngine:
             self._sections[key] = sections_of(self.machine, block, outside)
         return self._sections[key]
 
-    def _run(self, section: Section) -> Ran:
-        if not self.reuse:
-            return run_section(self.machine, section.fabric)
-        if id(section) not in self._ran:
-            self._ran[id(section)] = run_section(self.machine, section.fabric)
-        return self._ran[id(section)]
+    def _run(
+        self, section: Section, there: tuple[Ahead, ...], following: Section | None, ahead: tuple[Ahead, ...]
+    ) -> Ran:
+        key = (id(section), there, id(following), ahead)
+        if self.reuse and key in self._ran:
+            return self._ran[key]
+        fabric = section.fabric
+        if there or ahead:
+            behind = following.fabric if following is not None else None
+            fabric = reading_ahead(self.machine, fabric, there, behind, ahead)
+        ran = self._ran[key] = run_section(self.machine, fabric)
+        return ran
 
     def _counts(self, ran: Iterable[tuple[MemoryCounts, int]], swaps: int) -> MemoryCounts:
         """The memory's counts of all sections and of the time between them."""
@@ -129,16 +142,16 @@ class _Tasks:
     def __init__(self, machine: StreamMachine) -> None:
         self.machine = machine
         self.parts: list[NDArray[np.int64]] = []
-        self.known: dict[int, NDArray[np.int64]] = {}
+        self.known: dict[int, tuple[Ran, NDArray[np.int64]]] = {}
 
     def configure(self, now: int, length: int, op: int) -> None:
         """The time before a section that differs from the one before."""
         self.parts.append(np.array([[now, now + length, UNITS.index(CONFIGURE), op] + [0] * len(COLUMNS)], np.int64))
 
-    def section(self, now: int, ran: Ran, base: int) -> None:
-        """The nodes of a section that begins at `now`; its operators are counted from `base`."""
-        rows = self.known.get(id(ran))
-        if rows is None:
+    def section(self, now: int, ran: Ran, base: int, next_base: int) -> None:
+        """The nodes of a section that begins at `now`; its operators, and the next one's, count from the bases."""
+        found = self.known.get(id(ran))
+        if found is None:
             rows = np.array(
                 [
                     [end - busy, end, UNITS.index(node.unit), node.op, *(getattr(node.work, c) for c in COLUMNS)]
@@ -146,10 +159,11 @@ class _Tasks:
                 ],
                 np.int64,
             )
-            self.known[id(ran)] = rows
-        shift = np.zeros(rows.shape[1], np.int64)
-        shift[:2], shift[3] = now, base
-        self.parts.append(rows + shift)
+            found = self.known[id(ran)] = (ran, rows)
+        moved = found[1].copy()
+        moved[:, :2] += now
+        moved[:, 3] += np.where([node.ahead for node in ran.nodes], next_base, base)
+        self.parts.append(moved)
 
     def table(self) -> tuple[TaskTable, NDArray[np.int64], NDArray[np.int64]]:
         """(work of each task, its start, its end)."""
