@@ -1,4 +1,4 @@
-"""Weights that a section reads for the next one: what may be read, and that nothing but time changes."""
+"""Weights that a section reads for the next one, and layers cut in two: what may be, and that only time changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workloads.single import gemm
 
 ROOMY: dict[str, Any] = {
     "compute_tiles.rows": 4, "compute_tiles.columns": 8, "memory_tiles.count": 64, "memory_tiles.capacity": "256 KiB",
-    "memory.channels": 32, "mapping.blocks": 16, "mapping.key_tile": 32,
+    "memory.channels": 32, "mapping.blocks": 16, "mapping.key_tile": 32, "mapping.sections": "fewest",
 }  # fmt: skip
 TIGHT = ROOMY | {"memory_tiles.count": 4, "memory_tiles.capacity": "48 KiB", "ports.window": "8 KiB",
                  "memory.channels": 2}  # fmt: skip
@@ -113,3 +113,34 @@ def test_part_of_a_load_is_read_ahead_where_no_more_finds_room() -> None:
 def test_a_section_bound_by_its_memory_reads_nothing_ahead() -> None:
     made, fabric = product(ROOMY | {"memory.channels": 1})
     assert plan(made, fabric, (), fabric) == ()
+
+
+def cut(work: str, **mapping: Any) -> PassResult:
+    """A pass on the roomy machine, which reconfigures in 10 ns unless told otherwise."""
+    settings = {"reconfigure": "10 ns", "mapping.sections": "fastest"} | mapping
+    return StreamEngine(machine(ROOMY | settings)).run(PASSES[work]())
+
+
+def sections_of_layers(done: PassResult) -> set[str]:
+    return {op.decisions["section"] for op in done.ops if op.block == "layers"}
+
+
+def test_a_layer_is_cut_in_two_where_that_takes_less() -> None:
+    # Attention waits for the keys of all rows, so half of one section's tiles stand still at any time.
+    fewest, fastest = (cut("encoder", **{"mapping.sections": how}) for how in ("fewest", "fastest"))
+    assert sections_of_layers(fewest) == {"1 of 1"}
+    assert sections_of_layers(fastest) == {"1 of 2", "2 of 2"}
+    assert fastest.schedule.makespan_ps < 0.95 * fewest.schedule.makespan_ps
+    ours, theirs = work_by_operator(fastest), work_by_operator(fewest)
+    for name in ("vector_ops", "macs"):
+        assert (ours[name] > 0).tolist() == (theirs[name] > 0).tolist()
+    assert ours["vector_ops"].sum() == theirs["vector_ops"].sum()
+
+
+def test_a_dear_reconfiguration_keeps_a_layer_whole() -> None:
+    assert sections_of_layers(cut("encoder", reconfigure="10 ms")) == {"1 of 1"}
+
+
+def test_weights_that_stream_by_are_never_cut() -> None:
+    fewest, fastest = (cut("gqa_decode", **{"mapping.sections": how}) for how in ("fewest", "fastest"))
+    assert fewest.schedule.makespan_ps == fastest.schedule.makespan_ps

@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow
 from sim.spatial.fabric import COMPUTE, LOAD, STORE, STORE_TILES, VECTOR
 from sim.spatial.machine import StreamMachine
-from sim.spatial.mapper import Section, sections_of
-from sim.spatial.prefetch import Ahead, plan, reading_ahead
+from sim.spatial.mapper import Section, sections_in_two, sections_of
+from sim.spatial.prefetch import Ahead, estimate, plan, reading_ahead
 from sim.spatial.section import Ran, idle_memory, run_section
 from sim.spatial.shapes import exposed
 from workloads.trace import Block, Op, Pass, Role
 
 CONFIGURE = "configuration"
 UNITS = (COMPUTE, VECTOR, STORE_TILES, LOAD, STORE, CONFIGURE)
+WORTH_A_CUT = 1.05
+"""A layer is cut in two only where it takes this much longer than its slowest node works."""
+CUTS_TRIED = 4
+"""Cuts in two that are simulated, the best by estimate."""
 COLUMNS = ("macs", "vector_ops", "sram_read", "sram_write", "dram_read", "dram_write")
 
 
@@ -33,6 +37,7 @@ class StreamEngine:
         self.machine, self.reuse = machine, reuse
         self._sections: dict[tuple[Block, frozenset[str]], list[Section]] = {}
         self._ran: dict[tuple[int, tuple[Ahead, ...], int, tuple[Ahead, ...]], Ran] = {}
+        self._tried: list[list[list[Section]]] = []
         self._idle: MemoryCounts | None = None
 
     def run(self, work: Pass) -> PassResult:
@@ -58,9 +63,7 @@ class StreamEngine:
                 configured = section
                 swaps += 1
             now += int(self.machine.software.launch)
-            ahead: tuple[Ahead, ...] = ()
-            if following is not None and self.machine.mapping.prefetch:
-                ahead = plan(self.machine, section.fabric, there, following.fabric)
+            ahead = self._ahead(section, there, following)
             ran = self._run(section, there, following if ahead else None, ahead)
             tasks.section(now, ran, base, next_base)
             now += ran.end_ps
@@ -79,8 +82,44 @@ class StreamEngine:
         names = {t.name for op in block.ops for t in op.outputs}
         key = (block, frozenset(outside & names))
         if key not in self._sections:
-            self._sections[key] = sections_of(self.machine, block, outside)
+            found = sections_of(self.machine, block, outside)
+            if len(found) == 1 and block.repeat > 1 and self.machine.mapping.sections == "fastest":
+                found = self._faster(found, block, outside)
+            self._sections[key] = found
         return self._sections[key]
+
+    def _faster(self, whole: list[Section], block: Block, outside: set[str]) -> list[Section]:
+        """The cut of a layer into two sections, or `whole`, whichever takes less time from layer to layer.
+
+        Tried only where rows stream and the slowest node waits for a share of the time: for weights, or for all keys.
+        """
+        if whole[0].plan.streamed:
+            return whole
+        slowest_ps = 1e12 * estimate(self.machine, whole, loads=False)
+        if self._period(whole) < WORTH_A_CUT * slowest_ps:
+            return whole
+        cuts = sections_in_two(self.machine, block, outside)
+        cuts.sort(key=lambda sections: estimate(self.machine, sections))
+        tried = [whole, *cuts[:CUTS_TRIED]]
+        self._tried.append(tried)  # kept: results are remembered by section
+        return min(tried, key=self._period)
+
+    def _period(self, sections: list[Section]) -> int:
+        """Time of a layer among others like it, in ps."""
+        there: tuple[Ahead, ...] = ()
+        total = 0
+        for _ in range(2):
+            total = int(self.machine.reconfigure) * len(sections) if len(sections) > 1 else 0
+            for section, following in zip(sections, [*sections[1:], sections[0]], strict=True):
+                ahead = self._ahead(section, there, following)
+                total += self._run(section, there, following if ahead else None, ahead).end_ps
+                there = ahead
+        return total
+
+    def _ahead(self, section: Section, there: tuple[Ahead, ...], following: Section | None) -> tuple[Ahead, ...]:
+        if following is None or not self.machine.mapping.prefetch:
+            return ()
+        return plan(self.machine, section.fabric, there, following.fabric)
 
     def _run(
         self, section: Section, there: tuple[Ahead, ...], following: Section | None, ahead: tuple[Ahead, ...]

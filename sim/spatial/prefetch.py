@@ -6,10 +6,12 @@ The next one then reads the rest. Both stay streaming graphs, evaluated like any
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sim.spatial.fabric import LOAD, STORE_TILES, Fabric, Node, Work
 from sim.spatial.machine import StreamMachine
+from sim.spatial.mapper import Section
 from sim.spatial.rates import up
 
 
@@ -58,6 +60,21 @@ def reading_ahead(
     for one in ahead:
         _read(machine, made, one, known[one.held], start)
     return made
+
+
+def estimate(machine: StreamMachine, sections: Sequence[Section], loads: bool = True) -> float:
+    """Seconds of a layer among others like it: the slowest node of each section, and what of the weights can't be read
+    ahead in the section before (`loads`: otherwise nothing). Fill and drain are left out.
+    """
+    total = 0.0
+    for before, section in zip([sections[-1], *sections[:-1]], sections, strict=True):
+        fabric = section.fabric
+        total += max(n.fires * n.ii for n in fabric.nodes.values()) / machine.clock
+        if loads:
+            ahead = plan(machine, before.fabric, (), fabric) if machine.mapping.prefetch else ()
+            total += _loaded(fabric, ahead) / machine.peak_bytes_per_s
+        total += int(machine.reconfigure) * 1e-12 if len(sections) > 1 else 0.0
+    return total
 
 
 def _loaded(fabric: Fabric, there: tuple[Ahead, ...]) -> int:
