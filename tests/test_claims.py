@@ -143,7 +143,8 @@ MINE = """\
 schema: opcycle/claims/1
 paper: {title: Mine}
 claims:
-  - {id: mine, claim: twice, value: 2, limit: exact, setting: any, ours: a.trace.flops / a.trace.flops, here: so, why: it does}
+  - {id: mine, claim: twice, value: 2, limit: exact, setting: any, here: so, why: it does,
+     ours: a.trace.flops / a.trace.flops}
 runs:
   a: {workload: llama3-8b-decode}
 """
