@@ -283,7 +283,7 @@ def _resolve(scenario: Scenario, path: Path | None) -> Workload:
     _check_positions(scenario, model, lengths, length_key)
     _check_parallel(scenario, model, lengths)
     steps, _ = scenario_steps(scenario, path)
-    check_contradictions(steps, model.layers)
+    check_contradictions(steps, model.layers, model.name)
     return Workload(scenario.name, scenario, model, lengths, path)
 
 
