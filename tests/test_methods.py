@@ -218,8 +218,8 @@ def test_what_does_not_overlap_does_not_contradict(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("phase", "method", "key", "words"),
     [
-        ("decode", {"drop": {"unit": "ffn", "where": {"layers": ["4-8"]}}}, "drop.where.layers", "tiny has layers 0 to 7"),
-        ("decode", {"factor": {"kind": "lora", "rank": 8, "where": {"layers": [8]}}}, "factor.where.layers", "tiny has"),
+        ("decode", {"drop": {"unit": "ffn", "where": {"layers": ["4-8"]}}}, "drop.where.layers", "tiny has layers 0"),
+        ("decode", {"factor": {"kind": "lora", "rank": 8, "where": {"layers": [8]}}}, "factor.where", "tiny has"),
         ("decode", {"drop": {"unit": "ffn", "where": {"layers": ["5-4"]}}}, "where.layers", "from its first"),
         ("decode", {"drop": {"unit": "ffn", "where": {"phases": ["prefill"]}}}, "where", "selects no pass"),
         ("decode", {"xform": {"kind": "rotation", "where": {"operators": ["dwn"]}}}, "operators", "nearest is 'down'"),
