@@ -7,25 +7,53 @@ from dataclasses import replace
 from sim.errors import ConfigError
 from sim.machine import Machine
 from sim.tiers import DEVICE
-from workloads.trace import Op, Role, Trace
+from workloads.trace import Op, OpKind, Role, Trace
+
+SAVED = "saved."
+"""What the names of tensors begin with that a backward pass reads of the forward pass."""
 
 
 def check_capacity(machine: Machine, trace: Trace) -> None:
     """Raise ConfigError if weights, KV cache and the operands of the largest operator do not fit in the machine's
-    memory.
+    memory, with what a training step keeps besides.
     """
     capacity = machine.capacity_bytes
     weight_bytes, kv_bytes = trace.weight_bytes_by_tier.get(DEVICE, 0) - _left_out(machine, trace), trace.kv_bytes
     activation_bytes = max((passing_bytes(op) for p in trace.passes for b in p.blocks for op in b.ops), default=0)
+    saved_bytes, state_bytes = training_bytes(trace)
     what = f"{trace.model} (batch {trace.batch})"
-    if weight_bytes + kv_bytes + activation_bytes > capacity:
+    if weight_bytes + kv_bytes + activation_bytes + saved_bytes + state_bytes > capacity:
         gib = 2**30
+        parts = [(weight_bytes, "weights"), (kv_bytes, "KV cache")]
+        if saved_bytes + state_bytes:
+            parts += [(state_bytes, "gradients and optimizer states"), (saved_bytes, "saved activations")]
+        listed = ", ".join(f"{size / gib:.1f} GiB of {name}" for size, name in parts)
         raise ConfigError(
-            f"{what} needs {weight_bytes / gib:.1f} GiB of weights, {kv_bytes / gib:.1f} GiB of KV cache and "
-            f"{activation_bytes / gib:.1f} GiB of activations, but the memory of {machine.name} "
-            f"({machine.memory.channels} channels of {machine.memory.standard}) holds {capacity / gib:.1f} GiB",
+            f"{what} needs {listed} and {activation_bytes / gib:.1f} GiB of activations, but the memory of "
+            f"{machine.name} ({machine.memory.channels} channels of {machine.memory.standard}) holds {capacity / gib:.1f} GiB",
             key="memory.channels",
         )
+
+
+def training_bytes(trace: Trace) -> tuple[int, int]:
+    """Bytes that a training step keeps in the device's memory: activations saved for the backward pass, each once, and
+    gradients with the optimizer's states. What a backward pass fetches from another tier is not among them.
+    """
+    saved = states = 0
+    for p in trace.passes:
+        for block in p.blocks:
+            tensors = [tensor for op in block.ops for tensor in op.inputs if tensor.tier == DEVICE]
+            if p.phase == "backward":
+                largest: dict[str, int] = {}
+                for tensor in tensors:
+                    if tensor.name.startswith(SAVED):
+                        largest[tensor.name] = max(largest.get(tensor.name, 0), tensor.bytes)
+                moved = [t for op in block.ops if op.kind is OpKind.TRANSFER for t in op.outputs]
+                fetched = sum(min(t.bytes, largest[t.name]) for t in moved if t.name in largest)
+                saved += block.repeat * (sum(largest.values()) - fetched)
+            elif p.phase == "update":
+                states += sum(t.resident_bytes for t in tensors if t.role in (Role.GRADIENT, Role.OPTIMIZER))
+    return saved, states
 
 
 def _left_out(machine: Machine, trace: Trace) -> int:

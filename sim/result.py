@@ -87,7 +87,7 @@ class Report:
             "tokens_per_s": tokens / time_s if time_s else None,
             "time_per_step_s": step_s,
             "ttft_s": ttft_s,
-            "tpot_s": step_s,
+            "tpot_s": self._tpot_s,
             "utilization": self._utilization,
             "busiest_unit": self._busiest_unit,
             "mac_utilization": (done - self._pim_flops) / (peak * time_s) if peak and time_s else 0.0,
@@ -239,10 +239,25 @@ class Report:
 
     @property
     def _tokens(self) -> int:
-        """Tokens generated, or processed where no pass decodes."""
-        if any(p.phase == "decode" for p in self.passes):
+        """Tokens generated, or processed where no pass but a prefill yields any."""
+        if any(p.phase == "decode" for p in self.passes) or self._generating:
             return sum(p.repeat * p.generated for p in self.passes)
         return sum(p.repeat * p.tokens for p in self.passes)
+
+    @property
+    def _generating(self) -> bool:
+        """Whether tokens come from other passes than prefills: decode steps, verified drafts, denoised blocks."""
+        return any(p.generated for p in self.passes if p.phase != "prefill")
+
+    @property
+    def _tpot_s(self) -> float | None:
+        """Mean time of a request's token after the first pass; drafts that are verified count as their passes do."""
+        step_s = self._mean_s("decode")
+        if step_s is not None or not self._generating:
+            return step_s
+        later = [p for p in self.passes if p.phase != "prefill"]
+        time_ps = sum(p.repeat * p.schedule.makespan_ps for p in later)
+        return time_ps / PS * (self.info.batch or 1) / sum(p.repeat * p.generated for p in later)
 
     def _of_phase(self, phase: str) -> list[PassResult]:
         return [p for p in self.passes if p.phase == phase]

@@ -40,12 +40,16 @@ class RunInfo:
 
 def run_info(machine: Machine, workload: Workload) -> RunInfo:
     """The RunInfo of `workload` on `machine`. A workload that was read from a trace file stays that trace, word for
-    word.
+    word; one from an ONNX file becomes its trace.
     """
     from sim import __version__
 
     hwconfig = dump_yaml(machine.model_dump(mode="json", by_alias=True, exclude_none=True))
-    if workload.scenario is None and workload.source is not None:
+    if workload.scenario is None and workload.source is not None and workload.source.suffix == ".onnx":
+        from workloads.trace_file import trace_text
+
+        asked = trace_text(workload.trace())
+    elif workload.scenario is None and workload.source is not None:
         asked = workload.source.read_text(encoding="utf-8")
     else:
         asked = dump_yaml(workload.resolved())

@@ -193,6 +193,7 @@ def test_parameters_set_anew(tmp_path: Path) -> None:
             ("methods.0.draft", "methods.1.loop"),
         ),
         ("decode", ["pencil", "lightningrl"], ("methods.0.kv (pencil)", "methods.1.loop")),
+        ("decode", ["raas", "pencil"], ("methods.0.kv (raas)", "methods.1.kv")),
         ("prefill", [{"train": {}}, {"train": {"mode": "zeroth"}}], ("methods.0.train", "methods.1.train")),
         (
             "prefill",
@@ -217,7 +218,8 @@ def test_what_does_not_overlap_does_not_contradict(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("phase", "method", "key", "words"),
     [
-        ("decode", {"drop": {"unit": "ffn", "where": {"layers": ["4-8"]}}}, "drop.where.layers", "layers 0 to 7"),
+        ("decode", {"drop": {"unit": "ffn", "where": {"layers": ["4-8"]}}}, "drop.where.layers", "tiny has layers 0"),
+        ("decode", {"factor": {"kind": "lora", "rank": 8, "where": {"layers": [8]}}}, "factor.where", "tiny has"),
         ("decode", {"drop": {"unit": "ffn", "where": {"layers": ["5-4"]}}}, "where.layers", "from its first"),
         ("decode", {"drop": {"unit": "ffn", "where": {"phases": ["prefill"]}}}, "where", "selects no pass"),
         ("decode", {"xform": {"kind": "rotation", "where": {"operators": ["dwn"]}}}, "operators", "nearest is 'down'"),

@@ -126,6 +126,7 @@ class Workload:
     """A scenario with its model, or a trace from a file; `trace()` is what a machine runs.
 
     `scenario` and `model` are None for a trace file. `source` is where it came from, None if it was made in Python.
+    `notes` are what a user should know of how it was read.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Workload:
     model: Model | None
     lengths: tuple[int, ...] = ()
     source: Path | None = None
+    notes: tuple[str, ...] = ()
     _built: list[Trace] = field(default_factory=list, compare=False, repr=False)
 
     def trace(self) -> Trace:
@@ -160,7 +162,7 @@ def workload_names() -> list[str]:
 
 
 def load_workload(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None, /, **keys: Any) -> Workload:
-    """The workload of that name, or of a scenario file, or of a trace file, with keys set anew.
+    """The workload of that name, or of a scenario file, a trace file or an ONNX file, with keys set anew.
 
     `overrides` has dotted keys, with or without `workload.` in front ({"workload.batch": "8", "formats.kv": "int8"});
     text is typed as YAML types it. `keys` are the same by keyword (`batch=8`, `formats={"kv": "int8"}`). Raises
@@ -169,6 +171,8 @@ def load_workload(name_or_path: str | Path, overrides: Mapping[str, Any] | None 
     """
     changes = _changes(overrides, keys)
     path = _find(name_or_path)
+    if path.suffix == ".onnx":
+        return _load_onnx(path, changes)
     if _is_json(path):
         return _load_trace(path, changes)
     document = load_yaml(path)
@@ -209,7 +213,7 @@ def _changes(overrides: Mapping[str, Any] | None, keys: Mapping[str, Any]) -> di
 def _find(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     path = Path(text)
-    if isinstance(name_or_path, str) and "/" not in text and path.suffix not in (".yaml", ".yml", ".json"):
+    if isinstance(name_or_path, str) and "/" not in text and path.suffix not in (".yaml", ".yml", ".json", ".onnx"):
         known = SCENARIO_FOLDER / f"{text}.yaml"
         if known.is_file():
             return known
@@ -251,6 +255,13 @@ def _load_trace(path: Path, changes: Mapping[str, Any]) -> Workload:
     return Workload(name, None, None, source=path, _built=[trace])
 
 
+def _load_onnx(path: Path, changes: Mapping[str, Any]) -> Workload:
+    from workloads.onnx.load import load_onnx
+
+    trace, notes = load_onnx(path, changes)
+    return Workload(path.stem, None, None, source=path, notes=tuple(notes), _built=[trace])
+
+
 def _resolve(scenario: Scenario, path: Path | None) -> Workload:
     """Load the model and check what no single key shows: phase, lengths, positions, methods."""
     try:
@@ -272,7 +283,7 @@ def _resolve(scenario: Scenario, path: Path | None) -> Workload:
     _check_positions(scenario, model, lengths, length_key)
     _check_parallel(scenario, model, lengths)
     steps, _ = scenario_steps(scenario, path)
-    check_contradictions(steps, model.layers)
+    check_contradictions(steps, model.layers, model.name)
     return Workload(scenario.name, scenario, model, lengths, path)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from sim.cli.claims import claims
 from sim.cli.data import check, list_, schema
 from sim.cli.run import compare, plot, simulate, trace
 from sim.cli.sweep import cache, sweep
@@ -41,6 +42,7 @@ app.command("list")(list_)
 app.command()(schema)
 app.command()(sweep)
 app.command()(cache)
+app.command()(claims)
 app.command()(validate)
 app.add_typer(unit)
 

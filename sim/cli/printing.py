@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,12 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, completed=done, total=known, description=f"{what}, {min(done + 1, total)} of {total}")
 
         yield show
+
+
+def say(notes: Iterable[str]) -> None:
+    """Notes on standard error, a line each."""
+    for note in notes:
+        print(f"opcycle: {note}", file=sys.stderr, flush=True)
 
 
 def say_if_kernels_are_new(entry: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.printing import binary_size, engineering, print_json, print_table, progress, say_if_kernels_are_new
+from sim.cli.printing import binary_size, engineering, print_json, print_table, progress, say, say_if_kernels_are_new
 from sim.cli.settings import place
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ TOP = 12
 def simulate(
     hardware: Annotated[str, typer.Argument(metavar="HWCONFIG", help="A machine that ships, or a YAML file.")],
     workload: Annotated[
-        str, typer.Argument(metavar="WORKLOAD", help="A workload that ships, a YAML file, or a trace.")
+        str, typer.Argument(metavar="WORKLOAD", help="A workload that ships, a YAML file, a trace, or an ONNX file.")
     ],
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for tables, timeline, pictures.")
@@ -47,6 +47,7 @@ def simulate(
         check_target(target)
     machine = load_hardware(hardware, overrides["hw"])
     work = load_workload(workload, overrides["workload"])
+    say(work.notes)
 
     # Energy is worked out after the run; a table that does not exist is better told before.
     if machine.energy.table != OWN_TABLE:
@@ -77,7 +78,7 @@ def simulate(
 
 
 def trace(
-    workload: Annotated[str, typer.Argument(metavar="WORKLOAD", help="A workload that ships, or a YAML file.")],
+    workload: Annotated[str, typer.Argument(metavar="WORKLOAD", help="A workload that ships, a YAML or an ONNX file.")],
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FILE", help="File to write; `simulate` reads it back.")
     ],
@@ -91,6 +92,7 @@ def trace(
 
     target = place(output)
     loaded = load_workload(workload, settings(set_ or [], ("workload",))["workload"])
+    say(loaded.notes)
     built = loaded.trace()
     make_parent(target)
     write_trace(built, target)

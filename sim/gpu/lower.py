@@ -24,6 +24,7 @@ from workloads.trace import (
     MoveAttrs,
     Op,
     ReduceAttrs,
+    RequestSpan,
     Role,
     Tensor,
     visible_keys,
@@ -101,21 +102,46 @@ def _attention(gpu: Gpu, op: Op, attrs: AttentionAttrs) -> Cost:
     kv_heads = 1 if attrs.latent else attrs.kv_heads
     kind = attrs.mask.kind
     costs = []
-    for span in attrs.requests:
-        keys = span.length
-        window = 0
-        if kind == "window" and attrs.mask.window is not None:
-            window = min(keys, attrs.mask.window + attrs.mask.sinks)
-        elif kind not in ("causal", "full"):
-            # Any other mask skips whole blocks of keys: as many as its visible pairs need.
-            keys = max(1, min(visible_keys(attrs.mask, span.query, span.past),
-                              -(-visible_pairs(attrs.mask, span.query, span.past) // span.query)))  # fmt: skip
-        causal = kind in ("causal", "window") and span.query > 1
+    for alike in _launches(attrs.requests):
+        seen = [_keys(attrs, span) for span in alike]
+        count, query = sum(span.count for span in alike), alike[0].query
+        mean = max(1, round(sum(span.count * keys for span, keys in zip(alike, seen, strict=True)) / count))
+        window = mean if kind == "window" and attrs.mask.window is not None else 0
+        keys = round(sum(span.count * span.length for span in alike) / count) if window else mean
+        causal = kind in ("causal", "window") and query > 1
+        heads = attrs.heads
+        if attrs.latent and not window:
+            # All heads read the one latent cache, so that a kernel takes them as rows of one product.
+            heads, query, causal = 1, heads * query, False
         costs.append(attention(gpu, Attend(
-            span.count, attrs.heads, kv_heads, span.query, max(keys, span.query if causal else 1), attrs.head_dim,
+            count, heads, kv_heads, query, max(keys, query if causal else 1), attrs.head_dim,
             attrs.v_head_dim, causal, number_format, "", window, kv_format,
         )))  # fmt: skip
     return chain(costs)
+
+
+def _launches(requests: tuple[RequestSpan, ...]) -> list[list[RequestSpan]]:
+    """Requests of one kernel: those with as many new positions, however many are cached before.
+
+    A kernel for batches of unequal lengths takes them together; each counts with the mean length, so that products and
+    bytes are those of all together, while blocks of unequal work are not told apart.
+    """
+    found: dict[int, list[RequestSpan]] = {}
+    for span in requests:
+        found.setdefault(span.query, []).append(span)
+    return list(found.values())
+
+
+def _keys(attrs: AttentionAttrs, span: RequestSpan) -> int:
+    """Keys that a query of the request sees: of a causal mask all, of a window at most its size."""
+    kind = attrs.mask.kind
+    if kind == "window" and attrs.mask.window is not None:
+        return min(span.length, attrs.mask.window + attrs.mask.sinks)
+    if kind in ("causal", "full", "window"):
+        return span.length
+    # Any other mask skips whole blocks of keys: as many as its visible pairs need.
+    pairs = visible_pairs(attrs.mask, span.query, span.past)
+    return max(1, min(visible_keys(attrs.mask, span.query, span.past), -(-pairs // span.query)))
 
 
 def _custom(gpu: Gpu, op: Op, attrs: CustomAttrs) -> Cost:

@@ -2,7 +2,8 @@
 
 Fused: a step takes some query positions of one or more requests and key/value heads, and a stretch of keys; it loads
 keys and values, computes scores, an online softmax, and adds the weighted values to the output tile. Masked scores
-inside a step are computed and thrown away, as the array does; steps that no query can see are left out.
+inside a step are computed and thrown away, as the array does; steps that no query can see are left out. Where data
+chooses the keys, the queries of a tile are taken to choose the same ones, as many as each sees, spread evenly.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from sim.hardware import Hardware
 from sim.lower.builder import PER_CORE, Builder, Held, Space, Unit
 from sim.lower.compute import Bits, tile_work, vector_task, whole
 from workloads.attrs import SOFTCAP_VECTOR_OPS, SOFTMAX_VECTOR_OPS
-from workloads.trace import AttentionAttrs, Mask, RequestSpan, visible_keys
+from workloads.trace import AttentionAttrs, Mask, RequestSpan, visible_keys, visible_pairs
+
+CHOSEN = ("top_k", "block_sparse", "lists", "pooled")
+"""Masks whose keys lie scattered, so that a step gathers those of its tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ def sees(mask: Mask, position: tuple[int, int], keys: tuple[int, int]) -> bool:
     """Whether some query in [start, start + length) `position` sees some key of [start, start + length) `keys`."""
     first, last = position[0], position[0] + position[1] - 1
     low, high = keys[0], keys[0] + keys[1] - 1
-    if mask.kind in ("full", "top_k", "block_sparse"):
+    if mask.kind == "full" or mask.both:
         return True
     if mask.kind == "block":
         assert mask.block is not None
@@ -248,13 +252,12 @@ class _Steps:
         sums = b.reserve(core, whole(head_count * rows * a.v_head_dim * size.accumulator), accumulator=True)
         score_tasks: list[int] = []
         value_tasks: list[int] = []
-        for stretch in self.key_tiles:
-            if not self.visible(tile, stretch):
-                continue
+        for stretch, keys in self.seen(tile):
             if stretch[0] not in stretches:
-                stretches[stretch[0]] = self.load(core, heads, base, stretch)
+                loaded = stretch if self.keep else (stretch[0], keys)
+                stretches[stretch[0]] = self.load(core, heads, base, loaded)
             held = stretches[stretch[0]]
-            scores, values = self.step(core, head_count, rows, stretch[1], held, (*self.places.start, *query_ready))
+            scores, values = self.step(core, head_count, rows, keys, held, (*self.places.start, *query_ready))
             b.claim(core, sums, scores, accumulator=True)
             score_tasks.append(scores)
             value_tasks.append(values)
@@ -330,6 +333,27 @@ class _Steps:
         for held in (stretch.key, stretch.value):
             if held:
                 self.builder.release(core, held.buffer, stretch.users)
+
+    def seen(self, tile: tuple[int, int]) -> list[tuple[tuple[int, int], int]]:
+        """Stretches that a query tile sees, each with the keys of it that a step works on.
+
+        That is the whole stretch; where data chooses, as many keys as a query of the tile sees on average (rounded up),
+        shared out over the stretches by their lengths.
+        """
+        mask, (start, queries) = self.job.attrs.mask, tile
+        stretches = [stretch for stretch in self.key_tiles if self.visible(tile, stretch)]
+        if mask.kind not in CHOSEN:
+            return [(stretch, stretch[1]) for stretch in stretches]
+        whole_span = (self.span.query, self.span.past) if mask.both else (queries, self.span.past + start)
+        total = sum(length for _, length in stretches)
+        chosen = min(total, -(-visible_pairs(mask, *whole_span) // whole_span[0]))
+        found, passed = [], 0
+        for stretch in stretches:
+            keys = chosen * (passed + stretch[1]) // total - chosen * passed // total
+            passed += stretch[1]
+            if keys:
+                found.append((stretch, keys))
+        return found
 
     def visible(self, tile: tuple[int, int], stretch: tuple[int, int]) -> bool:
         """Whether a query tile sees a stretch of keys."""

@@ -13,7 +13,7 @@ from workloads.trace_check import check_trace
 from workloads.transforms.context import Context
 from workloads.transforms.experts import load_facts
 from workloads.transforms.graph import number_layers
-from workloads.transforms.registry import DECODING, PRIMITIVES, rank_of, slot_of
+from workloads.transforms.registry import DECODING, PRIMITIVES, rank_of, slots_of
 from workloads.transforms.speculate import Accept, Draft, speculate
 from workloads.transforms.training import Train, forward_step
 from workloads.transforms.where import Where
@@ -98,18 +98,20 @@ def _pair(steps: Sequence[Step]) -> Accept | None:
     return accepts[0].params
 
 
-def check_contradictions(steps: Sequence[Step], layers: int) -> None:
-    """Refuse two primitives that decide the same for the same layers and passes, naming both."""
+def check_contradictions(steps: Sequence[Step], layers: int, model: str = "the model") -> None:
+    """Refuse layers beyond the model, and two primitives that decide the same for the same layers and passes, naming
+    both.
+    """
     known: list[tuple[Step, str, Where | None]] = []
     for step in steps:
-        found = slot_of(step.params)
-        if found is None:
-            continue
-        slot, where = found
-        for other, taken, there in known:
-            if slot == taken and _overlap(where, there, layers, step):
-                raise ConfigError(f"contradicts {other}: both decide {slot}", key=step.place)
-        known.append((step, slot, where))
+        selected = getattr(step.params, "where", None)
+        if isinstance(selected, Where) and selected.model == "main":
+            _numbers(selected, layers, step, model)
+        for slot, where in slots_of(step.params):
+            for other, taken, there in known:
+                if other is not step and slot == taken and _overlap(where, there, layers, step):
+                    raise ConfigError(f"contradicts {other}: both decide {slot}", key=step.place)
+            known.append((step, slot, where))
 
 
 def _overlap(a: Where | None, b: Where | None, layers: int, step: Step) -> bool:
@@ -123,8 +125,12 @@ def _overlap(a: Where | None, b: Where | None, layers: int, step: Step) -> bool:
             return False
     if a.steps is not None and b.steps is not None and (a.steps[1] < b.steps[0] or b.steps[1] < a.steps[0]):
         return False
+    return bool(_numbers(a, layers, step, "the model") & _numbers(b, layers, step, "the model"))
+
+
+def _numbers(where: Where, layers: int, step: Step, model: str) -> frozenset[int]:
     try:
-        return bool(a.numbers(layers) & b.numbers(layers))
+        return where.numbers(layers, model)
     except ConfigError as error:
         raise ConfigError(error.message, key=f"{step.place}.{error.key}") from None
 

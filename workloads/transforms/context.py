@@ -9,6 +9,7 @@ from sim.config import ConfigError
 from workloads.build import Builder
 from workloads.emit import FormatChoice
 from workloads.models import Model
+from workloads.shards import Parallel, shard
 from workloads.trace import AttentionAttrs, Block, Op, OpKind, Pass, RequestSpan, Trace
 
 
@@ -26,10 +27,13 @@ class Context:
         return self.builder.model
 
     def other(self, name: str, formats: FormatChoice, key: str) -> Builder:
-        """Builder of another model. Raises ConfigError, at `key`, for one that does not ship."""
+        """Builder of another model, cut over the same tensor-parallel devices. Raises ConfigError, at `key`, for one
+        that does not ship or that the devices do not divide.
+        """
         if (name, formats) not in self.builders:
+            parallel = Parallel(tensor=self.builder.parallel.tensor)
             try:
-                self.builders[(name, formats)] = Builder(self.load(name), formats)
+                self.builders[(name, formats)] = Builder(shard(self.load(name), parallel), formats, parallel)
             except ConfigError as error:
                 raise error if error.file else ConfigError(error.message, key=key) from None
         return self.builders[(name, formats)]

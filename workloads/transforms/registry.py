@@ -157,27 +157,27 @@ Slot = Literal[
 ]  # fmt: skip
 
 
-def slot_of(params: Schema) -> tuple[Slot, Where | None] | None:
+def slots_of(params: Schema) -> tuple[tuple[Slot, Where | None], ...]:
     """What two primitives cannot both decide for the same layers and passes."""
-    if isinstance(params, (Draft,)):
-        return "how tokens are decoded", None
+    if isinstance(params, Draft):
+        return (("how tokens are decoded", None),)
     if isinstance(params, Loop):
-        return ("how tokens are decoded", None) if params.over in ("denoise", "sweeps") else None
+        return (("how tokens are decoded", None),) if params.over in ("denoise", "sweeps") else ()
     if isinstance(params, Kv):
         if params.policy == "erase":
-            return "how tokens are decoded", None
+            return ("how tokens are decoded", None), ("the cache of these layers", params.where)
         if params.policy in ("prefix", "replace", "fill"):
-            return "the prompt's cache", None
-        return None if params.policy == "tier" else ("the cache of these layers", params.where)
+            return (("the prompt's cache", None),)
+        return () if params.policy == "tier" else (("the cache of these layers", params.where),)
     if isinstance(params, Passes):
-        return "the passes", None
+        return (("the passes", None),)
     if isinstance(params, Train):
-        return "the training step", None
+        return (("the training step", None),)
     if isinstance(params, MaskParams):
-        return "the mask of these layers", params.where
+        return (("the mask of these layers", params.where),)
     if isinstance(params, Route):
-        return "the experts of these layers", params.where
-    return None
+        return (("the experts of these layers", params.where),)
+    return ()
 
 
-__all__ = ["PRIMITIVES", "Entry", "Primitive", "rank_of", "slot_of"]
+__all__ = ["PRIMITIVES", "Entry", "Primitive", "rank_of", "slots_of"]

@@ -34,8 +34,8 @@ class Where(Schema):
     model: str = Field("main", description="main, draft (any other model), all, or a model's name.")
     gemms: tuple[Gemm, ...] | None = Field(None, description="Which of the products of a training step.")
 
-    def numbers(self, layers: int) -> frozenset[int]:
-        """The layers selected of a model that has `layers` of them. Raises ConfigError for a range beyond it."""
+    def numbers(self, layers: int, model: str = "the model") -> frozenset[int]:
+        """The layers selected of `model`, which has `layers` of them. Raises ConfigError for a range beyond it."""
         if self.layers is None:
             return frozenset(range(0, layers, self.every))
         found: list[int] = []
@@ -50,7 +50,7 @@ class Where(Schema):
                 raise ConfigError(f"is {part!r}, but a range goes from its first layer to its last", key="where.layers")
             if high >= layers:
                 raise ConfigError(
-                    f"is {part!r}, but the model has layers 0 to {layers - 1}" if layers else "selects layers of none",
+                    f"is {part!r}, but {model} has layers 0 to {layers - 1}" if layers else "selects layers of none",
                     key="where.layers",
                 )
             found.extend(range(low, high + 1))

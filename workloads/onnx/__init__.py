@@ -1,0 +1,1 @@
+"""Reads a transformer exported to ONNX and turns it into a Trace; needs the package `onnx` (extra `onnx`)."""
