@@ -16,7 +16,7 @@ from sim.output import MANIFEST
 from tests.conftest import Outcome
 
 Run = Callable[..., Outcome]
-COMMANDS = ["simulate", "trace", "compare", "plot", "check", "list", "schema", "sweep", "cache", "unit"]
+COMMANDS = ["simulate", "trace", "compare", "plot", "check", "list", "schema", "sweep", "search", "cache", "unit"]
 
 MODEL = """\
 schema: opcycle/model/1

@@ -1,4 +1,4 @@
-"""The commands `sweep` and `cache`: many points of a design space, and the store of those already simulated."""
+"""The commands `sweep`, `search` and `cache`: many points of a design space, the best of them, the store of known ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from sim.cli.printing import binary_size, engineering, print_json, print_table, say_if_kernels_are_new
 from sim.cli.settings import place
-from sim.errors import ConfigError
+from sim.errors import ConfigError, not_among
 
 if TYPE_CHECKING:
     from sim.sweep.run import Outcome
@@ -59,6 +59,46 @@ def sweep(
         return
     _print(outcome)
     print(f"Results in {target}/: results.parquet, sweep.json")
+
+
+def search(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file as `sweep` takes it.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder of the study; resumed if there.")],
+    trials: Annotated[int, typer.Option("--trials", "-n", min=1, help="Points to try, earlier ones counted in.")] = 100,
+    objective: Annotated[
+        list[str] | None, typer.Option("--objective", help="A result column, with :min or :max; several make a front.")
+    ] = None,
+    sampler: Annotated[str, typer.Option("--sampler", help="tpe, nsga2 or random.")] = "tpe",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampler.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Points tried at once; 0 takes all processors.")] = 1,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Simulate even what is known already.")] = False,
+    json: Json = False,
+) -> None:
+    """Search a design space for the points that no other beats in all objectives."""
+    from sim.sweep.local import cpu_count
+    from sim.sweep.search import Sampler, check_objectives, run_search
+    from sim.sweep.spec import load_spec
+
+    if sampler not in list(Sampler):
+        raise ConfigError(f"--sampler: {not_among('sampler', sampler, list(Sampler))}")
+    read = load_spec(spec)
+    target = place(output)
+    goals = check_objectives(objective or [])
+    say_if_kernels_are_new("machine.run")
+    with _bar() as show:
+        found = run_search(
+            read, target, trials=trials, objectives=goals, sampler=Sampler(sampler), seed=seed,
+            jobs=jobs or cpu_count(), cached=not no_cache, progress=show,
+        )  # fmt: skip
+    front = found.front.to_pylist()
+    if json:
+        print_json({"evaluated": found.evaluated, "objectives": dict(found.objectives), "front": front})
+        return
+    print(f"{found.evaluated:,} points tried, {len(front):,} on the front")
+    keys = [key for key in found.front.column_names if key.startswith(("hw.", "workload.")) or key == "variant"]
+    lines = [[*(_cell(row[k]) for k in keys), *(f"{row[name]:.4g}" for name in found.objectives)] for row in front]
+    print_table("front", [*keys, *found.objectives], lines, right=list(found.objectives))
+    print(f"Results in {target}/: front.parquet, trials.parquet, study.sqlite")
 
 
 def cache(

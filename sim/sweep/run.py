@@ -47,7 +47,7 @@ def run_sweep(
     it leaves the rows that are done, for `resume`.
     """
     space = Space(spec)
-    _check(space)
+    check_space(space)
     store = Store(folder, spec)
     done = store.open(resume, restart)
     counts: Counter[str] = Counter()
@@ -87,7 +87,8 @@ def run_sweep(
     return Outcome(table, dict(counts), space.columns)
 
 
-def _check(space: Space) -> None:
+def check_space(space: Space) -> None:
+    """Refuse names and keys that do not exist, before anything runs. Raises ConfigError."""
     check_axes(space.spec, {"hardware": space.spec.hardware, "workload": space.spec.workload})
     seen: set[str] = set()
     for axis in space.axes:

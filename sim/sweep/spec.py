@@ -97,6 +97,10 @@ class Spec(Strict):
     constraints: list[str] = Field(default_factory=list, description="conditions that every point must meet")
     set: dict[str, Value] = Field(default_factory=dict, description="values that all points share")
 
+    objectives: dict[str, Literal["min", "max"]] = Field(
+        default_factory=dict, description="for a search: result columns to make small or large"
+    )
+
     @field_validator("axes", mode="before")
     @classmethod
     def _forms(cls, axes: Any) -> Any:
