@@ -205,7 +205,7 @@ def _bank_axis(axes: Axes, g: Geometry, channels: list[int]) -> None:
         (g.rank_banks, lambda i: _rank_name(g, channels, i * g.rank_banks) or "banks"),
         (g.channel_banks, lambda i: f"ch{channels[i]}"),
     ]
-    height = axes.get_position().height * axes.figure.get_figheight()  # type: ignore[union-attr]
+    height = axes.bbox.height / axes.figure.dpi
     size, name = next(((s, n) for s, n in levels if height / (rows / s) >= 0.115), levels[-1])
     count = rows // size
     step = max(1, -(-count // max(int(height / 0.115), 1)))

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis import dram
+from analysis import dram, sparse, stream
 from analysis.energy import energy
 from analysis.roofline import roofline
 from analysis.style import save
@@ -32,6 +32,12 @@ def draw_all(folder: str | Path, formats: Sequence[str] = ("png",)) -> list[Path
     if dram.is_dram_result(folder):
         run = dram.read_dram_result(folder)
         figures = [(name, partial(draw, run)) for name, draw in dram.FIGURES.items()]
+    elif stream.is_stream_result(folder):
+        streamed = stream.read_stream_result(folder)
+        figures = [(name, partial(draw, streamed)) for name, draw in stream.FIGURES.items()]
+    elif sparse.is_sparse_result(folder):
+        curve = sparse.read_sparse_result(folder)
+        figures = [(name, partial(draw, curve)) for name, draw in sparse.FIGURES.items()]
     else:
         result = read_result(folder)
         figures = [(name, partial(draw, result)) for name, draw in FIGURES.items()]

@@ -124,7 +124,8 @@ class _Page:
 
     def __init__(self, drawn: Figure, axes: Axes, found: list[Point], roof: dict[str, Any]) -> None:
         self.axes = axes
-        self.renderer = drawn.canvas.get_renderer()  # type: ignore[attr-defined]
+        canvas: Any = drawn.canvas  # only the canvas of pictures in pixels has a renderer, and only that is used here
+        self.renderer = canvas.get_renderer()
         self.scale = drawn.dpi / 72
         self.frame = axes.get_window_extent(self.renderer)
         self.lines: list[Spot] = []
@@ -261,9 +262,9 @@ def _legend(axes: Axes, found: list[Point], colours: dict[str, str], roof: dict[
 
     role_entries: list[Any] = [entry(role, "o", colour, "white", 7) for role, colour in colours.items()]
     first = axes.legend(
-        handles=role_entries, title="role", loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0
+        handles=role_entries, title="role", loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0,
+        alignment="left",
     )
-    first._legend_box.align = "left"  # type: ignore[attr-defined]
     axes.add_artist(first)
     marks = []
     phases = list(dict.fromkeys(p.phase for p in found))
@@ -275,10 +276,10 @@ def _legend(axes: Axes, found: list[Point], colours: dict[str, str], roof: dict[
         marks.append(entry("no DRAM traffic", ">", GREY, "white", 7))
     marks += [entry(f"{share:.0%} of time", "o", "#BBBBBB", "white", _area(share) ** 0.5) for share in (0.05, 0.4)]
     marks.append(entry(f"run: {roof['bound']}-bound", "*", "#F0E442", BLACK, 11))
-    second = axes.legend(
-        handles=marks, title="mark", loc="lower left", bbox_to_anchor=(1.01, -0.02), borderaxespad=0, labelspacing=0.9
+    axes.legend(
+        handles=marks, title="mark", loc="lower left", bbox_to_anchor=(1.01, -0.02), borderaxespad=0, labelspacing=0.9,
+        alignment="left",
     )
-    second._legend_box.align = "left"  # type: ignore[attr-defined]
 
 
 def _label(axes: Axes, found: list[Point], page: _Page) -> list[Point]:

@@ -83,12 +83,16 @@ class Row:
     equal: bool
 
 
+def _first(requests: Requests, n: int) -> Requests:
+    return Requests(requests.address[:n], requests.is_write[:n], requests.earliest[:n])
+
+
 def measure(name: str, pattern: str) -> Row:
     """The best of several runs; the wall time is that of the whole run without reading a file."""
     memory = load_memory(name)
     requests = PATTERNS[pattern](memory)
     n = len(requests.address)
-    plain = requests if n <= RANDOM else Requests(*(c[:RANDOM] for c in requests[:3]))  # type: ignore[index]
+    plain = requests if n <= RANDOM else _first(requests, RANDOM)
 
     def fast(what: Requests) -> Replay:
         return replay_requests(memory, what, 1, follow=False)

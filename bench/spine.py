@@ -19,8 +19,8 @@ from bench.validation import read_rows
 from sim.engine import Engine, simulate
 from sim.hardware import Hardware
 from sim.kinds import load_hardware
-from tests import operators
 from workloads import load_workload
+from workloads import single as operators
 from workloads.trace import Pass
 
 OPCYCLE = (sys.executable, "-c", "from sim.cli import main; main()")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sim.errors import ConfigError
 from sim.machine import Machine
 from sim.tiers import DEVICE
@@ -13,20 +15,45 @@ def check_capacity(machine: Machine, trace: Trace) -> None:
     memory.
     """
     capacity = machine.capacity_bytes
-    weight_bytes, kv_bytes = trace.weight_bytes_by_tier.get(DEVICE, 0), trace.kv_bytes
-    passing_bytes = max((_passing_bytes(op) for p in trace.passes for b in p.blocks for op in b.ops), default=0)
+    weight_bytes, kv_bytes = trace.weight_bytes_by_tier.get(DEVICE, 0) - _left_out(machine, trace), trace.kv_bytes
+    activation_bytes = max((passing_bytes(op) for p in trace.passes for b in p.blocks for op in b.ops), default=0)
     what = f"{trace.model} (batch {trace.batch})"
-    if weight_bytes + kv_bytes + passing_bytes > capacity:
+    if weight_bytes + kv_bytes + activation_bytes > capacity:
         gib = 2**30
         raise ConfigError(
             f"{what} needs {weight_bytes / gib:.1f} GiB of weights, {kv_bytes / gib:.1f} GiB of KV cache and "
-            f"{passing_bytes / gib:.1f} GiB of activations, but the memory of {machine.name} "
+            f"{activation_bytes / gib:.1f} GiB of activations, but the memory of {machine.name} "
             f"({machine.memory.channels} channels of {machine.memory.standard}) holds {capacity / gib:.1f} GiB",
             key="memory.channels",
         )
 
 
-def _passing_bytes(op: Op) -> int:
+def _left_out(machine: Machine, trace: Trace) -> int:
+    """Bytes by which the machine's storage of sparse weights is smaller than dense."""
+    if not any(
+        t.sparsity for p in trace.passes for b in p.blocks for op in b.ops for t in op.inputs if t.role is Role.WEIGHT
+    ):
+        return 0
+    from sim.hardware import Hardware
+    from sim.sparse.zeros import stored_bytes
+
+    if not isinstance(machine, Hardware):
+        return 0
+    saved: dict[tuple[str, str], int] = {}
+    for p in trace.passes:
+        for block in p.blocks:
+            for op in block.ops:
+                for t in op.inputs:
+                    if t.role is Role.WEIGHT and t.sparsity is not None and t.tier == DEVICE:
+                        whole = replace(t, shape=t.whole or t.shape)
+                        times = 1 if block.weights_shared else block.repeat
+                        size = times * (whole.bytes - stored_bytes(machine, whole))
+                        saved[p.model, t.name] = max(saved.get((p.model, t.name), 0), size)
+    return sum(saved.values())
+
+
+def passing_bytes(op: Op) -> int:
+    """Bytes of the activations that an operator reads and writes."""
     return sum(t.resident_bytes for t in (*op.inputs, *op.outputs) if t.role is Role.ACTIVATION)
 
 

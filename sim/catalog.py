@@ -14,9 +14,12 @@ from sim.errors import ConfigError, not_among
 
 FOLDERS: Final = {
     "hardware": ("hwconfigs", "machines"),
+    "kernels": ("hwconfigs", "kernels"),
     "memory": ("hwconfigs", "memories"),
     "tier": ("hwconfigs", "tiers"),
     "energy": ("hwconfigs", "energy"),
+    "graph": ("hwconfigs", "graphs"),
+    "unit": ("hwconfigs", "units"),
     "model": ("workloads", "models"),
     "workload": ("workloads", "scenarios"),
 }

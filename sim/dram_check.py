@@ -62,6 +62,10 @@ def check_log(memory: Memory, log: NDArray[np.int64]) -> Violations:
     """
     import numpy as np
 
+    if memory.pim is not None:
+        from sim.pim.check import check_pim_log
+
+        return check_pim_log(memory, log)
     columns = _columns(memory, log)
     kind, tick = columns.kind, columns.tick
     found: list[tuple[int, str]] = []

@@ -180,7 +180,13 @@ def dram_rows(memory: Memory, counts: MemoryCounts, io_pj_per_bit: float | None 
             f"{memory.name} currents: {formula}",
         )
         rows.append(row)
-    return rows + interface_rows(memory.name, 8 * (counts.bytes_read + counts.bytes_written), io_pj_per_bit)
+    bits = 8 * (counts.bytes_read + counts.bytes_written)
+    if memory.pim is not None:
+        from sim.pim.energy import bits_moved, pim_rows
+
+        rows += pim_rows(memory, counts)
+        bits += bits_moved(memory, counts)
+    return rows + interface_rows(memory.name, bits, io_pj_per_bit)
 
 
 def interface_rows(memory_name: str, bits: int, io_pj_per_bit: float | None = None) -> list[EnergyRow]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sim.document import read_text
 from sim.errors import ConfigError
 from sim.output import check_target
-from sim.standards import Memory, Policy, compile_memory, load_memory, new_state
+from sim.standards import MEMO, Memory, Policy, compile_memory, load_memory, new_state
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,10 @@ POSTED_CLOCKS = 2000
 """Clocks in which the writes that DRAMsim3's controller accepted last are served, as its published runs allowed."""
 
 LONG_RUNS = 8
-"""Mean length of the runs of consecutive bursts from which a trace is served run by run."""
+"""Mean length of the runs of consecutive bursts from which other policies serve a trace run by run."""
+
+RUNS_AHEAD = 1024
+"""Least number of runs handed over at once."""
 
 
 def read_trace(path: str | Path) -> Requests:
@@ -56,8 +59,14 @@ def read_trace(path: str | Path) -> Requests:
     """
     import numpy as np
 
+    from sim.dram_text import parse_plain
+
     path = Path(path)
-    lines = read_text(path).split("\n")
+    text = read_text(path)
+    plain = parse_plain(text.encode())
+    if plain is not None:
+        return Requests(*plain)
+    lines = text.split("\n")
     address: list[int] = []
     is_write: list[int] = []
     earliest: list[int] = []
@@ -115,34 +124,43 @@ def replay_requests(
 ) -> Replay:
     """Serve `requests` on `channels` channels of `memory`; `log` commands a channel are recorded.
 
-    follow: note the accept and completion tick of every request; without, a single channel may serve whole runs of
-    consecutive bursts at once, with the same cycles and counts. steady: allow the steady-state shortcut. Raises
-    ConfigError for an address beyond the memory.
+    follow: note the accept and completion tick of every request; without, a channel may serve whole runs of consecutive
+    bursts at once, and channels that are given the same requests in turn are served once, with the same cycles and
+    counts. steady: allow the steady-state shortcut. Raises ConfigError for an address beyond the memory.
     """
     import numpy as np
-
-    from sim.kernels.dram_trace import replay, replay_runs
 
     memory.check_channels(channels)
     check_addresses(memory, requests, channels)
     in_flight = min(in_flight, len(requests.address))
     tables = compile_memory(memory, steady)
     burst = requests.address // memory.burst_bytes
-    if not follow and channels == 1 and in_flight == 0 and not requests.earliest.any():
-        new_run = (np.diff(burst) != 1) | (np.diff(requests.is_write) != 0)
-        first = np.concatenate([[0], np.flatnonzero(new_run) + 1])
-        if len(burst) >= LONG_RUNS * len(first):
-            length = np.diff(np.append(first, len(burst)))
-            ring = 2 * (tables.read_entries + tables.write_entries)
-            state = new_state(tables, 1, ring, log=log)
-            replay_runs(tables, state, burst[:0], length[:0], requests.is_write[:0])  # compiles or loads the kernel
-            started = time.perf_counter()
-            replay_runs(tables, state, burst[first], length, requests.is_write[first])
-            return Replay(tables, state, None, None, time.perf_counter() - started)
     block = 1 << memory.channel_position
     whole, rest = np.divmod(burst, block * channels)
     channel, inside = np.divmod(rest, block)
-    local, earliest = whole * block + inside, requests.earliest * tables.front_ticks
+    local = whole * block + inside
+    if not follow and in_flight == 0 and not requests.earliest.any():
+        replayed = _serve_alike(memory, tables, channel, local, requests.is_write, channels, log)
+        if replayed is not None:
+            return replayed
+    return _serve_singly(tables, channel, local, requests, channels, log, in_flight)
+
+
+def _serve_singly(
+    tables: DramTables,
+    channel: NDArray[np.int64],
+    local: NDArray[np.int64],
+    requests: Requests,
+    channels: int,
+    log: int,
+    in_flight: int = 0,
+) -> Replay:
+    """Offer requests for the bursts `local` of `channel`, in order, each as soon as the one before is accepted."""
+    import numpy as np
+
+    from sim.kernels.dram_trace import replay
+
+    earliest = requests.earliest * tables.front_ticks
     state = new_state(tables, channels, ring=1, log=log, requests=len(channel))
     accepted = np.zeros(len(channel), np.int64)
     under = np.zeros(in_flight, np.int64)
@@ -151,6 +169,68 @@ def replay_requests(
     started = time.perf_counter()
     replay(tables, state, channel, local, requests.is_write, earliest, in_flight, under, accepted)
     return Replay(tables, state, accepted, state.request_done, time.perf_counter() - started)
+
+
+def _serve_alike(
+    memory: Memory,
+    tables: DramTables,
+    channel: NDArray[np.int64],
+    local: NDArray[np.int64],
+    is_write: NDArray[np.int64],
+    channels: int,
+    log: int,
+) -> Replay | None:
+    """Serve requests that go round all channels, each time for the same burst, as runs of consecutive bursts of one.
+
+    All channels then do the same at the same time, and accept the requests of a round in one clock. The last round may
+    leave out channels: these are served apart. None if the requests are not of that kind or cannot be served so.
+    """
+    import numpy as np
+
+    from sim.kernels.dram_tables import GRACE, NEVER
+    from sim.kernels.dram_trace import replay_runs
+
+    rounds = len(local) // channels
+    whole = rounds * channels
+    first, writes = local[::channels], is_write[::channels]
+    for each, column in ((local, first), (is_write, writes)):
+        if not np.array_equal(each, np.repeat(column, channels)[: len(each)]):
+            return None
+    turns = np.sort(channel[:whole].reshape(rounds, channels), axis=1)
+    last = channel[whole:]
+    if (turns != np.arange(channels)).any() or len(np.unique(last)) < len(last):
+        return None
+    new_run = (np.diff(first) != 1) | (np.diff(writes) != 0)
+    begin = np.concatenate([[0], np.flatnonzero(new_run) + 1])
+    if len(first) < LONG_RUNS * len(begin) and memory.controller.policy is not Policy.FRFCFS:
+        return None
+    served = np.full(channels, rounds)
+    served[last] += 1
+    kinds, place = np.unique(served, return_inverse=True)
+    none = first[:0]
+    seconds = 0.0
+    states: list[ChannelState] = []
+    for n in kinds.tolist():
+        lo = begin[begin < n]
+        ring = max(RUNS_AHEAD, 2 * (tables.read_entries + tables.write_entries))
+        state = new_state(tables, 1, ring, log=log, known=states[-1] if states else None)
+        state.scalar[:, GRACE] = NEVER // 2  # all is handed over as soon as there is room for it
+        replay_runs(tables, state, none, none, none)  # compiles or loads the kernel
+        started = time.perf_counter()
+        if not replay_runs(tables, state, first[lo], np.diff(np.append(lo, n)), writes[lo]):
+            return None
+        seconds += time.perf_counter() - started
+        states.append(state)
+    if channels == 1:
+        return Replay(tables, states[0], None, None, seconds)
+    shared = {"request_done", *MEMO}
+    merged = {
+        name: getattr(states[0], name)
+        if name in shared
+        else np.concatenate([getattr(state, name) for state in states])[place]
+        for name in type(states[0])._fields
+    }
+    return Replay(tables, type(states[0])(**merged), None, None, seconds)
 
 
 def run(

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arithmetic import unit_factors
 from sim.document import Document
 from sim.dram_energy import dram_rows
 from sim.energy_row import COMPONENTS, EnergyRow
 from sim.energy_tables import EnergyTable, load_table, mac_cost, source_text
 from sim.joins import advances_ps, spans_ps, work_by_operator
-from sim.passes import MemoryCounts, PassResult
+from sim.passes import MemoryCounts, PassResult, sum_counts
 from sim.tiers import tier_document
 
 if TYPE_CHECKING:
-    from sim.machine import Machine
+    from sim.machine import Chip, Machine
 
 MIB = 2**20
 
@@ -41,6 +42,17 @@ class OnChipRates:
     scratchpad_bytes: int
     sram_bytes: int
     lanes: int
+    chip: Chip
+    mac_energy: Mapping[str, float]
+
+    def mac_pj(self, number_format: str) -> tuple[str, float, str]:
+        """(entry's key, picojoules of a multiply-accumulate on the chip's kind of unit, remark) for a format."""
+        key, cost = mac_cost(self.table, number_format)
+        factor, _, remark = unit_factors(self.chip, number_format)
+        asked = self.mac_energy.get(number_format, 1.0)
+        if asked != 1.0:
+            remark = "; ".join(part for part in (remark, f"energy x {asked:g} as the method asks") if part)
+        return key, cost.energy * factor * asked, remark
 
     @property
     def leakage_w(self) -> tuple[float, float]:
@@ -48,8 +60,11 @@ class OnChipRates:
         return self.table.leakage.sram_per_mib * self.sram_bytes / MIB, self.table.leakage.mac_lane * self.lanes
 
 
-def on_chip_rates(machine: Machine) -> OnChipRates:
-    """The rates of the table that `machine.energy` names, for the machine's sizes. Raises ConfigError."""
+def on_chip_rates(machine: Machine, mac_energy: Mapping[str, float] | None = None) -> OnChipRates:
+    """The rates of the table that `machine.energy` names, for the machine's sizes. Raises ConfigError.
+
+    `mac_energy` scales the energy of a multiply-accumulate by number format.
+    """
     table, document = load_table(machine.energy.table)
     chip = machine.chip
     read, write = table.sram.access_pj_per_byte(chip.sram_access_bytes)
@@ -63,6 +78,8 @@ def on_chip_rates(machine: Machine) -> OnChipRates:
         scratchpad_bytes=chip.sram_access_bytes,
         sram_bytes=chip.sram_bytes,
         lanes=chip.lanes,
+        chip=chip,
+        mac_energy=mac_energy or {},
     )
 
 
@@ -75,9 +92,11 @@ def on_chip_rows(rates: OnChipRates, macs: Mapping[str, int], work: Mapping[str,
 
     rows = []
     for name in sorted(macs):
-        key, cost = mac_cost(table, name)
-        note = f"{key} with {cost.accumulate} sum; " if key == name else f"{name} as {key} with {cost.accumulate} sum; "
-        rows.append(EnergyRow("array", f"mac {name}", macs[name], "MAC", cost.energy, note + source(f"mac.{key}")))
+        key, each, remark = rates.mac_pj(name)
+        accumulate = table.mac[key].accumulate
+        note = f"{key} with {accumulate} sum; " if key == name else f"{name} as {key} with {accumulate} sum; "
+        text = note + source(f"mac.{key}") + (f"; {remark}" if remark else "")
+        rows.append(EnergyRow("array", f"mac {name}", macs[name], "MAC", each, text))
     for name in sorted(macs):
         _, cost = mac_cost(table, name)
         bytes_moved = macs[name] * cost.register_bytes
@@ -153,14 +172,17 @@ def on_chip_rows(rates: OnChipRates, macs: Mapping[str, int], work: Mapping[str,
 
 
 def energy_rows(
-    machine: Machine, passes: Sequence[PassResult], work: Sequence[Mapping[str, NDArray[np.int64]]] | None = None
+    machine: Machine,
+    passes: Sequence[PassResult],
+    work: Sequence[Mapping[str, NDArray[np.int64]]] | None = None,
+    mac_energy: Mapping[str, float] | None = None,
 ) -> list[EnergyRow]:
     """Every row of the energy of a run, in the order of COMPONENTS; rows without events are left out.
 
     `work` may hold `work_by_operator` of each pass where the caller has it. Each pass counts `repeat` times. Raises
     ConfigError where the machine names an unknown table, or a number format that the table lacks.
     """
-    rates = on_chip_rates(machine)
+    rates = on_chip_rates(machine, mac_energy)
     totals: dict[str, int] = {}
     macs: dict[str, int] = {}
     time_ps = 0
@@ -178,7 +200,9 @@ def energy_rows(
 
 
 def link_rows(machine: Machine, passes: Sequence[PassResult]) -> list[EnergyRow]:
-    """Rows of further memories: for every bit moved the link, and the memory's side by direction."""
+    """Rows of further memories: for every bit moved the link, and the memory's side by direction; and what is sent to
+    other devices.
+    """
     bits: dict[tuple[str, bool], int] = {}
     for result in passes:
         for (name, read), column in _link_bits(result).items():
@@ -197,7 +221,18 @@ def link_rows(machine: Machine, passes: Sequence[PassResult]) -> list[EnergyRow]
             if tier.sizes:
                 text += f"; {source_text(document, 'sizes')}"
             rows.append(EnergyRow("link", f"{name} {word}", bits.get((name, read), 0), "bit", each, text))
+    sent = sum(result.repeat * int(_sent_bits(result).sum()) for result in passes)
+    if sent:
+        each = machine.interconnect_pj_per_bit
+        rows.append(EnergyRow("link", "interconnect", sent, "bit", each, "links.energy of the machine"))
     return rows
+
+
+def _sent_bits(result: PassResult) -> NDArray[np.int64]:
+    """Bits that each operator sends to other devices: int64[operators]."""
+    column = np.zeros(len(result.ops), np.int64)
+    np.add.at(column, result.tasks.op, 8 * result.tasks.link_bytes)
+    return np.where(["collective" in op.decisions for op in result.ops], column, 0)
 
 
 def _link_bits(result: PassResult) -> dict[tuple[str, bool], NDArray[np.int64]]:
@@ -217,7 +252,8 @@ def _link_bits(result: PassResult) -> dict[tuple[str, bool], NDArray[np.int64]]:
 
 def _link_pj(machine: Machine, result: PassResult) -> NDArray[np.float64]:
     """Picojoules of each operator's transfers."""
-    total = np.zeros(len(result.ops))
+    sent = _sent_bits(result)
+    total = np.asarray(sent * machine.interconnect_pj_per_bit if sent.any() else np.zeros(len(sent)), np.float64)
     for (name, read), bits in _link_bits(result).items():
         tier = machine.tier_data[name]
         total += bits * (tier.link_energy + tier.memory_pj_per_bit(read))
@@ -237,30 +273,7 @@ def _macs_by_format(result: PassResult, macs: NDArray[np.int64]) -> dict[str, in
 
 def total_counts(passes: Sequence[PassResult]) -> MemoryCounts:
     """The memory's counts of a whole run: those of each pass times its repeats, summed."""
-    commands: dict[str, int] = {}
-    standby: dict[str, int] = {}
-    for result in passes:
-        for into, counted in (
-            (commands, result.schedule.memory.commands),
-            (standby, result.schedule.memory.standby_ps),
-        ):
-            for name, count in counted.items():
-                into[name] = into.get(name, 0) + result.repeat * int(count)
-
-    def total(name: str) -> int:
-        return sum(p.repeat * int(getattr(p.schedule.memory, name)) for p in passes)
-
-    return MemoryCounts(
-        commands=commands,
-        standby_ps=standby,
-        bytes_read=total("bytes_read"),
-        bytes_written=total("bytes_written"),
-        row_hits=total("row_hits"),
-        row_misses=total("row_misses"),
-        row_conflicts=total("row_conflicts"),
-        bytes_forwarded=total("bytes_forwarded"),
-        bytes_merged=total("bytes_merged"),
-    )
+    return sum_counts([(p.repeat, p.schedule.memory) for p in passes])
 
 
 def operator_energy_j(
@@ -268,6 +281,7 @@ def operator_energy_j(
     passes: Sequence[PassResult],
     work: Sequence[Mapping[str, NDArray[np.int64]]],
     rows: Sequence[EnergyRow],
+    mac_energy: Mapping[str, float] | None = None,
 ) -> list[dict[str, NDArray[np.float64]]]:
     """Energy of each operator with all repeats of its pass: for each pass {component: float64[operators]}, in joules.
 
@@ -275,7 +289,7 @@ def operator_energy_j(
     bytes (by advances where nothing was moved), leakage by advances, the time that each operator added to the run.
     `rows` are those of `energy_rows`; shares sum to them.
     """
-    rates = on_chip_rates(machine)
+    rates = on_chip_rates(machine, mac_energy)
     table = rates.table
     vector_pj = table.vector.operation + table.vector.register_bytes * table.register_.file_per_byte
     advances = [p.repeat * advances_ps(spans_ps(p.tasks.op, p.schedule, len(p.ops))[1]) for p in passes]
@@ -288,7 +302,7 @@ def operator_energy_j(
         once = 1e-12 * result.repeat
         reads, writes = sums["sram_read_bytes"], sums["sram_write_bytes"]
         joules = {
-            "array": once * sums["macs"] * _mac_pj(table, result, sums["macs"]),
+            "array": once * sums["macs"] * _mac_pj(rates, result, sums["macs"]),
             "vector": once * sums["vector_ops"] * vector_pj,
             "accumulator": once * sums["accumulator_bytes"] * table.accumulator.energy_per_byte,
             "scratchpad": once * (reads * rates.sram_read_pj_per_byte + writes * rates.sram_write_pj_per_byte),
@@ -301,12 +315,13 @@ def operator_energy_j(
     return parts
 
 
-def _mac_pj(table: EnergyTable, result: PassResult, macs: NDArray[np.int64]) -> NDArray[np.float64]:
+def _mac_pj(rates: OnChipRates, result: PassResult, macs: NDArray[np.int64]) -> NDArray[np.float64]:
     """Picojoules of one multiply-accumulate of each operator with its pipeline registers; 0 where it has none."""
     each: dict[str, float] = {}
     for number_format in {o.format for o, count in zip(result.ops, macs.tolist(), strict=True) if count}:
-        _, cost = mac_cost(table, number_format)
-        each[number_format] = cost.energy + cost.register_bytes * table.register_.pipeline_per_byte
+        key, energy, _ = rates.mac_pj(number_format)
+        table = rates.table
+        each[number_format] = energy + table.mac[key].register_bytes * table.register_.pipeline_per_byte
     return np.array([each.get(o.format, 0.0) for o in result.ops], np.float64)
 
 

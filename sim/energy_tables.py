@@ -18,7 +18,7 @@ from sim.catalog import find, is_path, names
 from sim.config import build, load_yaml
 from sim.document import Document
 from sim.errors import ConfigError, not_among
-from sim.units import BitEnergy, Bytes, Energy, Power, WireEnergy
+from sim.units import Area, BitEnergy, Bytes, Energy, Power, WireEnergy
 
 INTERFACES = "dram"
 """File beside the energy tables that is none itself: the interface terms of DRAM families."""
@@ -34,6 +34,7 @@ class Mac(_Strict):
     energy: Energy
     accumulate: str = Field(description="number format of the sum")
     register_bytes: Bytes = Field(description="bytes that pass pipeline registers for one multiply-accumulate")
+    area: Area | None = Field(default=None, description="of the multiplier and the adder, without registers")
 
 
 class VectorCost(_Strict):
@@ -165,8 +166,12 @@ def load_interfaces() -> tuple[DramInterfaces, Document]:
 
 
 def mac_cost(table: EnergyTable, number_format: str) -> tuple[str, Mac]:
-    """The entry for a number format, and its key: `fp8_e4m3` is served by `fp8` where it has no entry of its own."""
-    for key in (number_format, number_format.partition("_")[0]):
+    """The entry for a number format, and its key: `fp8_e4m3` is served by `fp8` where it has no entry of its own.
+
+    A pair of formats (`int8*int2`) without an entry is served by the first, whose multiplier does the work.
+    """
+    pair, _, _ = number_format.partition("*")
+    for key in (number_format, pair, number_format.partition("_")[0], pair.partition("_")[0]):
         if key in table.mac:
             return key, table.mac[key]
     raise ConfigError(

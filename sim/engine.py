@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sim.capacity import check_capacity, check_tiers
 from sim.execute import execute
 from sim.hardware import Hardware
+from sim.hints import check_hints
 from sim.kinds import PassRunner, engine_for
 from sim.lower import lower_pass
 from sim.machine import Machine
@@ -47,15 +48,23 @@ class Engine:
                 known, name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated,
                 repeat=work.repeat, ops=ops,
             )  # fmt: skip
-        lowered = lower_pass(self.machine, work, self.mapper, self.symmetry)
-        schedule = execute(lowered.linked, self.machine.dram, self.steady)
-        result = PassResult(
-            name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated, repeat=work.repeat,
-            ops=lowered.ops, units=lowered.units, tasks=lowered.linked.table(), schedule=schedule,
-        )  # fmt: skip
+        result = self._run(work) if self.machine.pim is None else self._run_with_pim(work)
         if self.reuse:
             self._known[work.blocks] = result
         return result
+
+    def _run(self, work: Pass) -> PassResult:
+        lowered = lower_pass(self.machine, work, self.mapper, self.symmetry)
+        schedule = execute(lowered.linked, self.machine.dram, self.steady)
+        return PassResult(
+            name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated, repeat=work.repeat,
+            ops=lowered.ops, units=lowered.units, tasks=lowered.linked.table(), schedule=schedule,
+        )  # fmt: skip
+
+    def _run_with_pim(self, work: Pass) -> PassResult:
+        from sim.pim.engine import PimRunner
+
+        return PimRunner(self.machine, self.mapper, self.symmetry, self.steady, self.reuse).run(work)
 
 
 def simulate(
@@ -72,6 +81,7 @@ def simulate(
     trace = workload.trace()
     check_capacity(machine, trace)
     check_tiers(machine, trace)
+    check_hints(machine, trace)
     engine = engine or engine_for(machine)
     passes = []
     for number, work in enumerate(trace.passes):
@@ -80,4 +90,4 @@ def simulate(
         passes.append(engine.run(work))
     if progress:
         progress("done", len(trace.passes), len(trace.passes))
-    return Report(machine, workload, tuple(passes), wall_s=time.perf_counter() - began)
+    return Report(machine, workload, tuple(passes), wall_s=time.perf_counter() - began, hints=trace.hints)

@@ -7,11 +7,13 @@ from fractions import Fraction
 import numpy as np
 
 from sim.kernels import dram_tables as at
+from sim.kernels import pim_tables
 from sim.kernels.dram import advance, settle, standby
 from sim.kernels.machine import run, to_ps, to_tick
 from sim.kernels.program import NEVER, Result
 from sim.lower.link import Linked
 from sim.passes import MemoryCounts, Schedule
+from sim.pim.schema import PIM_COMMANDS
 from sim.standards import Memory, compile_memory, new_state
 
 COMMANDS = {
@@ -20,15 +22,8 @@ COMMANDS = {
 }  # fmt: skip
 
 
-_TABLES: dict[tuple[str, bool], at.DramTables] = {}
-
-
-def tables(memory: Memory, steady: bool) -> at.DramTables:
-    """The compiled memory, remembered; `steady` switches the steady-state shortcut."""
-    key = (memory.model_dump_json(by_alias=True), steady)
-    if key not in _TABLES:
-        _TABLES[key] = compile_memory(memory, steady=steady)
-    return _TABLES[key]
+_LAST: dict[tuple[str, bool], tuple[at.DramTables, at.ChannelState]] = {}
+"""The memory used last, compiled, and channels with what the steady-state shortcut knows; taken out while in use."""
 
 
 def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
@@ -38,9 +33,12 @@ def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
     program = linked.program
     tasks = program.unit.shape[0]
     result = Result(*(np.full(tasks, -1, np.int64) for _ in range(3)))
-    t = tables(memory, steady)
     classes = program.seg_ptr.shape[0]
-    state = new_state(t, classes, linked.ring)
+    key = (memory.model_dump_json(by_alias=True), steady)
+    t, known = _LAST.pop(key, (None, None))
+    if t is None:
+        t = compile_memory(memory, steady=steady)
+    state = new_state(t, classes, linked.ring, jobs=max(linked.pim_ring, 1), known=known)
     period = memory.period
     num, den = period.numerator, period.denominator
     done = run(program, result, t, state, num, den)
@@ -53,12 +51,15 @@ def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
     for c in range(classes):
         advance(t, state, c, NEVER)
         end = max(end, int(to_ps(state.scalar[c, at.LAST_END], num, den)))
+    counts = _counts(linked, memory, t, state, end, period)
+    _LAST.clear()
+    _LAST[key] = t, state
     return Schedule(
         start_ps=result.start,
         release_ps=result.release,
         finish_ps=result.finish,
         makespan_ps=end,
-        memory=_counts(linked, memory, t, state, end, period),
+        memory=counts,
     )
 
 
@@ -74,8 +75,15 @@ def _counts(
     counts = linked.weight @ state.count
     picoseconds = [int(n) * period.numerator // period.denominator for n in times]
     busy = [int(n) * period.numerator // period.denominator for n in state.count[:, at.BUSY]]
+    commands = {name: int(counts[row]) for name, row in COMMANDS.items() if counts[row]}
+    in_memory: tuple[int, ...] = ()
+    if memory.pim is not None:
+        own = linked.weight @ state.pim[:, pim_tables.COUNTS : pim_tables.COUNTS + pim_tables.N_PIM]
+        commands |= {name: int(n) for name, n in zip(PIM_COMMANDS, own, strict=True) if n}
+        worked = [int(n) * period.numerator // period.denominator for n in state.pim[:, pim_tables.BUSY_TICKS]]
+        in_memory = tuple(worked[c] for c in linked.channels)
     return MemoryCounts(
-        commands={name: int(counts[row]) for name, row in COMMANDS.items() if counts[row]},
+        commands=commands,
         standby_ps=dict(zip(memory.standby_states, picoseconds, strict=False)),
         bytes_read=int(counts[at.RD]) * memory.burst_bytes,
         bytes_written=int(counts[at.WR]) * memory.burst_bytes,
@@ -85,4 +93,5 @@ def _counts(
         channel_busy_ps=tuple(busy[c] for c in linked.channels),
         bytes_forwarded=int(counts[at.FORWARDED]) * memory.burst_bytes,
         bytes_merged=int(counts[at.ABSORBED]) * memory.burst_bytes,
+        pim_busy_ps=in_memory,
     )

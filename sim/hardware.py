@@ -10,10 +10,22 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from sim.errors import ConfigError
+from sim.links import Links
 from sim.machine import Chip, Machine, Positive, Rate, Strict, as_rate
+from sim.pim.use import KERNEL, Interleave, Operators, PimUse
+from sim.sparse.schema import SparseArray
 from sim.units import Bytes, Frequency, Time
+
+
+def _known_unit(name: str) -> str:
+    from sim.arithmetic import PLAIN, load_unit
+
+    if name != PLAIN:
+        load_unit(name)
+    return name
 
 
 class Dataflow(StrEnum):
@@ -39,7 +51,9 @@ class Array(Strict):
     columns: Positive = Field(description="PE columns of one array")
     dataflow: Dataflow = Field(description="ws, os or is")
     preload: Preload = Field(description="fold_serial (nothing overlaps) or double_buffered (loads overlap the stream)")
-    formats: dict[str, Rate] = Field(description="number format: multiply-accumulates per PE and cycle", min_length=1)
+    formats: dict[str, Rate] = Field(
+        description="number format, or activation*weight format: multiply-accumulates per PE and cycle", min_length=1
+    )
     accumulate: str = Field(description="number format of the accumulators")
     reload: Literal["chunk", "tile"] = Field(
         default="tile", description="stationary operand loaded once per tile, or again for each `rows` rows of stream"
@@ -47,6 +61,9 @@ class Array(Strict):
     issue_floor: Positive = Field(default=1, description="fewest cycles between two streams")
     cold_load: int | None = Field(default=None, ge=0, description="cycles to fill an empty array; default 2 rows - 1")
     drain: bool = Field(default=False, description="fold-serial output-stationary: charge the shift of results")
+    unit: Annotated[str, AfterValidator(_known_unit)] = Field(
+        default="plain", description="kind of arithmetic unit: a name in hwconfigs/units, or plain"
+    )
 
 
 class Vector(Strict):
@@ -58,6 +75,10 @@ class Vector(Strict):
     rows_per_vector: Positive = Field(default=1, description="rows that share one vector in row-wise functions")
     simple_slots: Positive = Field(default=1, description="simple instructions issued in a cycle")
     special_parallel: bool = Field(default=False, description="exp, tanh ... run beside the simple instructions")
+    charge: Literal["all", "issue"] = Field(
+        default="all",
+        description="issue: a softmax takes a cycle a row and nothing else any time, as in the NeuPIMs artifact",
+    )
     reduce_cycles: int | None = Field(default=None, ge=0, description="one reduction over lanes; default log2 steps")
 
 
@@ -101,7 +122,14 @@ class Hardware(Machine):
     scratchpad: Scratchpad
     accumulator: Accumulator
     dma: Dma
+    sparse: SparseArray | None = Field(default=None, description="engine that skips zeros; default: none")
     attention: Literal["flash", "unfused"] = Field(description="flash: fused on chip where it fits")
+    links: Links | None = Field(default=None, description="to other devices, for models that are cut over several")
+    pim: PimUse | None = Field(default=None, description="use of units in the memory, where it has some")
+    operators: Literal["overlapped", "serial"] = Field(
+        default="overlapped",
+        description="serial: one operator after another, loads included, and none rides on a product's tiles",
+    )
 
     @model_validator(mode="after")
     def _geometry(self) -> Hardware:
@@ -118,6 +146,53 @@ class Hardware(Machine):
             )
         return self
 
+    def check_parts(self) -> None:
+        """Raise ConfigError for a use of units in the memory that the memory does not allow."""
+        if self.pim is None:
+            return
+        pim, standard = self.dram.pim, self.memory.standard
+        if pim is None:
+            raise ConfigError(
+                f"says how units in the memory are used, but {standard} has none; a memory with them has a section pim",
+                key="pim",
+            )
+        if KERNEL not in pim.kernels:
+            raise ConfigError(
+                f"places operators in the memory, but {standard} has no kernel {KERNEL!r} for them, only "
+                f"{', '.join(pim.kernels)}",
+                key="pim.operators",
+            )
+        if pim.lanes > 1 or pim.sets > 1:
+            raise ConfigError(
+                f"places operators in the memory, but the units of {standard} keep results side by side and work in "
+                "sets of banks; the layout of keys and values is for units that add up what a row gives",
+                key="pim.operators",
+            )
+        if self.pim.interleave is Interleave.ALWAYS and pim.mode == "blocked":
+            raise ConfigError(
+                f"is always, but {standard} is in mode blocked: while it computes, the NPU has no memory to work on "
+                "the other half of the batch; use never, or a memory with two row buffers",
+                key="pim.interleave",
+            )
+
+    @property
+    def riding(self) -> bool:
+        """Whether vector operators are applied to the tiles of a product: not where operators are kept apart, and not
+        where products run in memory.
+        """
+        return self.operators == "overlapped" and not (self.pim and Operators.FC_DECODE in self.pim.operators)
+
+    @property
+    def pim_peak_flops_per_s(self) -> float:
+        """FLOP/s of all units in the memory, each with a step a burst time; 0 without any."""
+        memory = self.dram
+        if memory.pim is None:
+            return 0.0
+        o = memory.organisation
+        banks = o.pseudo_channels * o.ranks * o.bank_groups * o.banks
+        steps_per_s = 1e12 / float(memory.burst_ticks * memory.period)
+        return 2.0 * memory.pim.macs * banks * self.memory.channels * steps_per_s
+
     @property
     def formats(self) -> tuple[str, ...]:
         """Number formats that the arrays multiply."""
@@ -128,18 +203,31 @@ class Hardware(Machine):
         return float(2 * self.chip.lanes * self.clock * self.array.formats[number_format])
 
     @property
+    def abilities(self) -> frozenset[str]:
+        """Arrays, and what its sparse engine and its memory add."""
+        sparse = {"sparse", "nm"} if self.sparse is not None else set()
+        return super().abilities | {"systolic"} | sparse
+
+    @property
     def chip(self) -> Chip:
         """Arrays as lanes; a core's scratchpad is what an access pays for."""
         return Chip(
             sram_access_bytes=int(self.scratchpad.capacity),
             sram_bytes=self.cores * (self.scratchpad.capacity + self.accumulator.capacity),
             lanes=self.cores * self.array.count * self.array.rows * self.array.columns,
+            unit=self.array.unit,
+            array_lanes=self.array.rows * self.array.columns,
         )
 
     @property
     def compute(self) -> str:
         """Arrays of all cores and their shape."""
         return f"{self.cores * self.array.count} x {self.array.rows}x{self.array.columns}"
+
+    @property
+    def interconnect_pj_per_bit(self) -> float:
+        """Energy of a bit on the links to other devices."""
+        return self.links.energy if self.links else 0.0
 
     @property
     def facts(self) -> dict[str, str]:

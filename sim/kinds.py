@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """Where a kind's schema and engine are, as module:name."""
+    """Where a kind's schema and engine are, as module:name, and the module that accounts for its energy."""
 
     schema: str
     engine: str
+    energy: str = "sim.energy"
 
 
 KINDS = {
     "npu": Kind("sim.hardware:Hardware", "sim.engine:Engine"),
+    "gpu": Kind("sim.gpu.schema:Gpu", "sim.gpu.engine:GpuEngine", "sim.gpu.energy"),
+    "stream": Kind("sim.spatial.machine:StreamMachine", "sim.spatial.engine:StreamEngine"),
+    "roofline": Kind("sim.roofline_machine:RooflineMachine", "sim.roofline_machine:RooflineEngine"),
 }
 """By the value of `kind:` in a description; the first is meant where it says none."""
 
@@ -51,6 +55,11 @@ def engine_for(machine: Machine) -> PassRunner:
     return cast("PassRunner", _load(KINDS[machine.kind].engine)(machine))
 
 
+def account_of(machine: Machine) -> Any:
+    """The module with `energy_rows` and `operator_energy_j` for the machine's kind."""
+    return import_module(KINDS[getattr(machine, "kind", DEFAULT)].energy)
+
+
 def load_hardware(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Machine:
     """Read a machine that ships (`neupims`) or a YAML file; `overrides` maps dotted keys to values.
 
@@ -71,6 +80,10 @@ def load_hardware(name_or_path: str | Path, overrides: dict[str, Any] | None = N
     except ConfigError as error:
         # An unknown name has no file of its own; a fault inside the memory's file is told with that file.
         raise error if error.file else document.error(str(error), "memory") from None
+    try:
+        machine.check_parts()
+    except ConfigError as error:
+        raise document.error(error.message, error.key) from None
     _ = machine.tier_data
     return machine
 
@@ -82,7 +95,9 @@ def hardware_schema() -> dict[str, Any]:
     kinds: Any = schema_of(DEFAULT)
     for kind in list(KINDS)[1:]:
         kinds = kinds | schema_of(kind)
-    return TypeAdapter(kinds).json_schema(by_alias=True)
+    described = TypeAdapter(kinds).json_schema(by_alias=True)
+    told = {"schema": {"type": "string"}, "kind": {"enum": list(KINDS), "default": DEFAULT}}
+    return {"type": "object", "properties": told, "required": ["schema"], **described}
 
 
 def _load(place: str) -> Any:

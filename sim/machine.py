@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from sim.standards import Memory
 
 SCHEMA = "opcycle/hardware/1"
+
+OWN_TABLE: Final = "own"
+"""What `energy.table` says where the description itself holds the energies."""
 
 
 def as_rate(value: Any) -> Any:
@@ -84,15 +88,17 @@ class EnergyUse(Strict):
 @dataclass(frozen=True, slots=True)
 class Chip:
     """What the energy model must know of a machine: bytes of the memory that an on-chip access pays for, bytes of all
-    on-chip memory and multiply-accumulate lanes that leak.
+    on-chip memory and multiply-accumulate lanes that leak; kind of arithmetic unit, and the lanes of one array of them.
     """
 
     sram_access_bytes: int
     sram_bytes: int
     lanes: int
+    unit: str = "plain"
+    array_lanes: int = 1
 
 
-class Machine(Strict):
+class Machine(Strict, ABC):
     """Sections common to all kinds; a kind adds its own and says what it can do at best."""
 
     schema_: Literal["opcycle/hardware/1"] = Field(alias="schema")
@@ -100,6 +106,7 @@ class Machine(Strict):
     name: str = Field(min_length=1)
     description: str = ""
     technology: str = Field(description="technology node, e.g. 7 nm")
+    fabric: Literal["asic", "fpga"] = Field(default="asic", description="what the machine is built of")
     memory: MemoryUse
     software: Software = Field(default_factory=Software)
     energy: EnergyUse
@@ -122,7 +129,7 @@ class Machine(Strict):
         """The memory that `memory` names, with its settings applied."""
         from sim.standards import load_memory
 
-        return load_memory(self.memory.standard, dict(_dotted(self.memory.settings)))
+        return load_memory(self.memory.standard, dict(dotted(self.memory.settings)))
 
     @cached_property
     def tier_data(self) -> dict[str, Tier]:
@@ -140,23 +147,37 @@ class Machine(Strict):
         return float(self.dram.channel_peak_bytes_per_s * self.memory.channels)
 
     @property
+    @abstractmethod
     def formats(self) -> tuple[str, ...]:
         """Number formats that the machine multiplies."""
-        raise NotImplementedError
 
+    @abstractmethod
     def peak_flops_per_s(self, number_format: str) -> float:
         """FLOP/s (two a multiply-accumulate) of the whole machine in `number_format`."""
-        raise NotImplementedError
 
     @property
+    def abilities(self) -> frozenset[str]:
+        """Kinds of engine that methods may ask for: systolic, pim, nm, sparse, stream, gpu, fpga."""
+        found = {"fpga"} if self.fabric == "fpga" else set()
+        return frozenset(found | {"pim"} if self.dram.pim is not None else found)
+
+    @property
+    @abstractmethod
     def chip(self) -> Chip:
         """Sizes that the energy model needs."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def compute(self) -> str:
         """The compute units in a few words, for lists."""
-        raise NotImplementedError
+
+    @property
+    def interconnect_pj_per_bit(self) -> float:
+        """Energy of a bit sent to another device; 0 for a machine without links."""
+        return 0.0
+
+    def check_parts(self) -> None:
+        """Raise ConfigError where the machine asks its memory for what that does not have."""
 
     @property
     def facts(self) -> dict[str, str]:
@@ -164,9 +185,10 @@ class Machine(Strict):
         return {}
 
 
-def _dotted(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted key, value)."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _dotted(value, f"{before}{key}.")
+            yield from dotted(value, f"{before}{key}.")
         else:
             yield before + key, value

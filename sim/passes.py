@@ -6,11 +6,32 @@ schedule are numpy int64 arrays of one length, one entry a task, so that everyth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from numpy import ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroRow:
+    """What the zeros of an operator's operands came to. MACs of matrix work: `useful_macs` have two kept values (as if
+    the zeros of both operands fell independently), `skipped_macs` were left out, `predictor_macs` were done to know
+    which.
+
+    Bytes count each operand once: `left_out_bytes` of zeros that are not stored, `metadata_bytes` that say where they
+    are. `cycles` of the engine by cause, in the order of `sim.sparse.zeros.Split`, summed over tiles and cores.
+    """
+
+    useful_macs: int = 0
+    skipped_macs: int = 0
+    predictor_macs: int = 0
+    left_out_bytes: int = 0
+    metadata_bytes: int = 0
+    cycles: tuple[int, ...] = (0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +55,12 @@ class OpRow:
     write_bytes: int
     format: str
     decisions: dict[str, str] = field(default_factory=dict)
+    zeros: ZeroRow | None = None
+
+    @property
+    def done_flops(self) -> int:
+        """FLOPs that are left when products of zeros are skipped."""
+        return self.flops - 2 * self.zeros.skipped_macs if self.zeros else self.flops
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +91,11 @@ class TaskTable:
     dram_read_bytes: ndarray
     dram_write_bytes: ndarray
     link_bytes: ndarray
+    pim_macs: ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of units in the memory; none if empty
+
+    def __post_init__(self) -> None:
+        if len(self.pim_macs) != len(self.macs):
+            object.__setattr__(self, "pim_macs", np.zeros_like(self.macs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +106,8 @@ class MemoryCounts:
     (any bank of the rank open), `precharged` (all closed) and `refresh`, summed over channels x ranks;
     `channel_busy_ps` is the time each real channel's data bus carried data, one entry a channel. `bytes_forwarded` are
     reads answered from the write queue, `bytes_merged` writes that replaced one still waiting there: whole bursts that
-    needed no DRAM command and are in neither `bytes_read` nor `bytes_written`.
+    needed no DRAM command and are in neither `bytes_read` nor `bytes_written`. `pim_busy_ps` is the time in which the
+    units in each real channel had work under way, one entry a channel of a memory that has such units.
     """
 
     commands: dict[str, int]
@@ -87,6 +120,39 @@ class MemoryCounts:
     channel_busy_ps: tuple[int, ...] = ()
     bytes_forwarded: int = 0
     bytes_merged: int = 0
+    pim_busy_ps: tuple[int, ...] = ()
+
+
+def sum_counts(parts: Sequence[tuple[int, MemoryCounts]]) -> MemoryCounts:
+    """Counts of several stretches together, each as often as its number says; times by channel add up by channel."""
+
+    def named(name: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for times, counts in parts:
+            for key, value in getattr(counts, name).items():
+                found[key] = found.get(key, 0) + times * int(value)
+        return found
+
+    def total(name: str) -> int:
+        return sum(times * int(getattr(counts, name)) for times, counts in parts)
+
+    def by_channel(name: str) -> tuple[int, ...]:
+        columns = [[times * value for value in getattr(counts, name)] for times, counts in parts]
+        return tuple(map(sum, zip(*columns, strict=True)))
+
+    return MemoryCounts(
+        commands=named("commands"),
+        standby_ps=named("standby_ps"),
+        bytes_read=total("bytes_read"),
+        bytes_written=total("bytes_written"),
+        row_hits=total("row_hits"),
+        row_misses=total("row_misses"),
+        row_conflicts=total("row_conflicts"),
+        channel_busy_ps=by_channel("channel_busy_ps"),
+        bytes_forwarded=total("bytes_forwarded"),
+        bytes_merged=total("bytes_merged"),
+        pim_busy_ps=by_channel("pim_busy_ps"),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,12 +77,12 @@ def operator_columns(
         part_j = {name: np.bincount(group, weights=column, minlength=len(members)) for name, column in joules.items()}
         of = {
             name: total(np.array([getattr(op, name) for op in result.ops], np.int64))
-            for name in ("flops", "vector_ops", "read_bytes", "write_bytes")
+            for name in ("flops", "done_flops", "vector_ops", "read_bytes", "write_bytes")
         }
         for g, first in enumerate(members):
             op = result.ops[first]
             time_s, dram_bytes = time_ps[g] / PS, amount["dram_read_bytes"][g] + amount["dram_write_bytes"][g]
-            flops, vector_ops = of["flops"][g], of["vector_ops"][g]
+            flops, done, vector_ops = of["flops"][g], of["done_flops"][g], of["vector_ops"][g]
             row: dict[str, object] = {
                 "pass": result.name,
                 "phase": result.phase,
@@ -106,10 +106,12 @@ def operator_columns(
                 "dram_read_bytes": amount["dram_read_bytes"][g],
                 "dram_write_bytes": amount["dram_write_bytes"][g],
                 "scratchpad_bytes": amount["sram_read_bytes"][g] + amount["sram_write_bytes"][g],
-                "executed_macs": amount["macs"][g],
-                "intensity_flop_per_byte": flops / dram_bytes if dram_bytes else None,
-                "achieved_flops_per_s": flops / time_s if time_s else None,
-                "bound": roofs.bound({op.format: flops}, vector_ops, dram_bytes),
+                "executed_macs": amount["macs"][g] + amount["pim_macs"][g],
+                "skipped_macs": (flops - done) // 2,
+                "pim_macs": amount["pim_macs"][g],
+                "intensity_flop_per_byte": done / dram_bytes if dram_bytes else None,
+                "achieved_flops_per_s": done / time_s if time_s else None,
+                "bound": "pim" if amount["pim_macs"][g] else roofs.bound({op.format: done}, vector_ops, dram_bytes),
                 "energy_j": float(sum(part_j[c][g] for c in COMPONENTS)),
             }
             row |= {f"energy_{c}_j": float(part_j[c][g]) for c in COMPONENTS}

@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.energy import energy_rows, operator_energy_j, total_counts
+from sim.energy import total_counts
 from sim.energy_row import COMPONENTS, EnergyRow
+from sim.hints import mac_energy, told
 from sim.joins import busy_ps, merge, work_by_operator
+from sim.kinds import account_of
 from sim.output import result_folder
 from sim.passes import PassResult
 from sim.report_tables import PS, Columns, Roofs, operator_columns, unit_names
 from sim.run_info import RunInfo, run_info
+from sim.sparse_report import saved_bytes, sparsity_summary, zero_totals
 from sim.timeline import Timeline, build_timeline, chrome_trace
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from sim.machine import Machine
     from workloads import Workload
+    from workloads.trace import Hint
 
 SCHEMA = "opcycle/summary/1"
 
@@ -45,6 +49,7 @@ class Report:
     workload: Workload | RunInfo
     passes: tuple[PassResult, ...]
     wall_s: float = 0.0
+    hints: tuple[Hint, ...] = ()
 
     @cached_property
     def info(self) -> RunInfo:
@@ -56,7 +61,7 @@ class Report:
         """The totals of the run, as in `summary.json`; every key is explained in docs/report.md."""
         time_s = self._time_ps / PS
         energy_j = math.fsum(row.energy_j for row in self.energy_rows)
-        flops = self._sum_of_ops("flops")
+        flops, done = self._sum_of_ops("flops"), self._sum_of_ops("done_flops")
         dram_bytes = self._counts.bytes_read + self._counts.bytes_written
         tokens = self._tokens
         step_s, ttft_s = self._mean_s("decode"), self._total_s("prefill")
@@ -68,6 +73,7 @@ class Report:
             "model": self.info.model,
             "batch": self.info.batch,
             "methods": list(self.info.methods),
+            "hints": told(self.machine, self.hints),
             "time_s": time_s,
             "energy_j": energy_j,
             "power_w": energy_j / time_s if time_s else None,
@@ -84,7 +90,7 @@ class Report:
             "tpot_s": step_s,
             "utilization": self._utilization,
             "busiest_unit": self._busiest_unit,
-            "mac_utilization": flops / (peak * time_s) if peak and time_s else 0.0,
+            "mac_utilization": (done - self._pim_flops) / (peak * time_s) if peak and time_s else 0.0,
             "memory_bandwidth_utilization": dram_bytes / (bandwidth * time_s) if bandwidth and time_s else 0.0,
             "energy_breakdown_j": {
                 component: math.fsum(row.energy_j for row in self.energy_rows if row.component == component)
@@ -95,11 +101,12 @@ class Report:
                 "peak_bytes_per_s": bandwidth,
                 "peak_vector_ops_per_s": self._roofs.vector_ops_per_s,
                 "peak_flops_per_s_by_format": dict(self._roofs.flops_per_s),
-                "intensity_flop_per_byte": flops / dram_bytes if dram_bytes else None,
-                "achieved_flops_per_s": flops / time_s if time_s else None,
+                "intensity_flop_per_byte": done / dram_bytes if dram_bytes else None,
+                "achieved_flops_per_s": done / time_s if time_s else None,
                 "bound": self._roofs.bound(self._flops_by_format, self._sum_of_ops("vector_ops"), dram_bytes),
             },
             "overheads": self._overheads,
+            "sparsity": sparsity_summary(self.machine, self.passes),
             "memory": {
                 "bytes_read": self._counts.bytes_read,
                 "bytes_written": self._counts.bytes_written,
@@ -122,6 +129,7 @@ class Report:
                 }
                 for p in self.passes
             ],
+            "pim": self._pim(time_s),
             "attention": self._decided("attention"),
             **self.machine.facts,
             "energy_table": self.machine.energy.table,
@@ -167,12 +175,14 @@ class Report:
     @cached_property
     def energy_rows(self) -> tuple[EnergyRow, ...]:
         """The energy account; its rows sum to `energy_j` exactly."""
-        return tuple(energy_rows(self.machine, self.passes, self._work))
+        account = account_of(self.machine)
+        return tuple(account.energy_rows(self.machine, self.passes, self._work, self._mac_energy))
 
     @cached_property
     def operator_columns(self) -> Columns:
         """The table of operators as plain columns."""
-        joules = operator_energy_j(self.machine, self.passes, self._work, self.energy_rows)
+        account = account_of(self.machine)
+        joules = account.operator_energy_j(self.machine, self.passes, self._work, self.energy_rows, self._mac_energy)
         return operator_columns(self.passes, self._work, joules, self._roofs)
 
     @cached_property
@@ -206,6 +216,10 @@ class Report:
 
                 draw_all(target)
         return Path(folder)
+
+    @cached_property
+    def _mac_energy(self) -> dict[str, float]:
+        return mac_energy(self.hints)
 
     @cached_property
     def _work(self) -> list[dict[str, Any]]:
@@ -252,7 +266,7 @@ class Report:
         for p in self.passes:
             for op in p.ops:
                 if op.flops:
-                    found[op.format] = found.get(op.format, 0) + p.repeat * op.flops
+                    found[op.format] = found.get(op.format, 0) + p.repeat * op.done_flops
         return dict(sorted(found.items()))
 
     @cached_property
@@ -284,9 +298,40 @@ class Report:
             for i, unit in enumerate(p.units):
                 if unit.name not in busy:
                     continue
-                on_bus = unit.kind == "memory" and channels
-                busy[unit.name] += p.repeat * (sum(channels) / len(channels) if on_bus else int(union[i]))
+                # Of the memory and the units in it, the mean over channels.
+                each = {"memory": channels, "pim": schedule.memory.pim_busy_ps}.get(unit.kind, ())
+                busy[unit.name] += p.repeat * (sum(each) / len(each) if each else int(union[i]))
         return {name: ps / self._time_ps if self._time_ps else 0.0 for name, ps in busy.items()}
+
+    @cached_property
+    def _pim_flops(self) -> int:
+        """FLOPs of the operators that ran in memory."""
+        return sum(
+            p.repeat * op.flops
+            for p, work in zip(self.passes, self._work, strict=True)
+            for op, macs in zip(p.ops, work["pim_macs"].tolist(), strict=True)
+            if macs
+        )
+
+    def _pim(self, time_s: float) -> dict[str, Any] | None:
+        """What units in the memory did; None for a machine without any."""
+        units = {unit.name: unit.peak_per_s for p in self.passes for unit in p.units if unit.kind == "pim"}
+        if not units:
+            return None
+        (name, peak), *_ = units.items()
+        return {
+            "peak_flops_per_s": peak,
+            "flops": self._pim_flops,
+            "executed_macs": sum(
+                p.repeat * int(w["pim_macs"].sum()) for p, w in zip(self.passes, self._work, strict=True)
+            ),
+            "utilization": self._utilization.get(name, 0.0),
+            "mac_utilization": self._pim_flops / (peak * time_s) if peak and time_s else 0.0,
+            "operators": sorted(
+                {op.name for p in self.passes for op in p.ops if op.decisions.get("unit") == "memory" and op.flops}
+            ),
+            "interleaved": any("#" in op.name for p in self.passes for op in p.ops),
+        }
 
     @property
     def _busiest_unit(self) -> str | None:
@@ -302,24 +347,31 @@ class Report:
     def _overheads(self) -> dict[str, int]:
         """What the machine did beyond the trace, so that both add up.
 
-        executed MACs = flops / 2 + padding_macs; dram_bytes = compulsory_bytes + refetched_bytes - kept_on_chip_bytes
-        + burst_padding_bytes - write_queue_hit_bytes: what filled up bursts, and whole bursts that the write queue
-        answered or took without a DRAM command.
+        executed MACs = flops / 2 + padding_macs + predictor_macs - skipped_macs; dram_bytes = compulsory_bytes
+        - left_out_bytes + metadata_bytes + refetched_bytes - kept_on_chip_bytes + burst_padding_bytes
+        - write_queue_hit_bytes: zeros that are not stored and what says where they are; what filled up bursts, and
+        whole bursts that the write queue answered or took without a DRAM command.
         """
         executed = compulsory = refetched = kept = 0
+        zeros = zero_totals(self.passes)
         for p, work in zip(self.passes, self._work, strict=True):
-            executed += p.repeat * int(work["macs"].sum())
+            executed += p.repeat * int(work["macs"].sum() + work["pim_macs"].sum())
             moved = work["dram_read_bytes"] + work["dram_write_bytes"]
-            wanted = np.array([op.read_bytes + op.write_bytes for op in p.ops], np.int64)
-            compulsory += p.repeat * int(wanted.sum())
+            dense = np.array([op.read_bytes + op.write_bytes for op in p.ops], np.int64)
+            wanted = dense - np.array([saved_bytes(op) for op in p.ops], np.int64)
+            compulsory += p.repeat * int(dense.sum())
             refetched += p.repeat * int(np.maximum(moved - wanted, 0).sum())
             kept += p.repeat * int(np.maximum(wanted - moved, 0).sum())
-        moved_bytes = compulsory + refetched - kept
+        moved_bytes = compulsory - zeros["left_out_bytes"] + zeros["metadata_bytes"] + refetched - kept
         queue_hits = self._counts.bytes_forwarded + self._counts.bytes_merged
         return {
             "executed_macs": executed,
-            "padding_macs": executed - self._sum_of_ops("flops") // 2,
+            "padding_macs": executed + zeros["skipped_macs"] - zeros["predictor_macs"] - self._sum_of_ops("flops") // 2,
+            "predictor_macs": zeros["predictor_macs"],
+            "skipped_macs": zeros["skipped_macs"],
             "compulsory_bytes": compulsory,
+            "left_out_bytes": zeros["left_out_bytes"],
+            "metadata_bytes": zeros["metadata_bytes"],
             "refetched_bytes": refetched,
             "kept_on_chip_bytes": kept,
             "burst_padding_bytes": self._counts.bytes_read + self._counts.bytes_written + queue_hits - moved_bytes,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sim.document import dump_yaml
 from sim.energy_tables import load_table
+from sim.machine import OWN_TABLE
 
 if TYPE_CHECKING:
     from sim.machine import Machine
@@ -49,7 +50,7 @@ def run_info(machine: Machine, workload: Workload) -> RunInfo:
     else:
         asked = dump_yaml(workload.resolved())
     trace = workload.trace()
-    table, _ = load_table(machine.energy.table)
+    table = machine.energy if machine.energy.table == OWN_TABLE else load_table(machine.energy.table)[0]
     return RunInfo(
         hardware=machine.name,
         workload=workload.name,

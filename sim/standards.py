@@ -20,6 +20,7 @@ from sim.base import load_based
 from sim.config import Document, apply_overrides, build
 from sim.errors import ConfigError, not_among
 from sim.expression import evaluate
+from sim.pim.schema import Pim, check_pim
 from sim.units import Bytes, Current, Frequency, Voltage
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ TABLE_BITS: Final = 14
 """Largest part of an address that is decoded by one table."""
 
 
-STRETCH: Final = 128
+STRETCH: Final = 32
 """Bursts of a stretch that may be jumped over."""
 
 MERGED_READS: Final = 256
@@ -94,8 +95,14 @@ MERGED_READS: Final = 256
 MOST_POSTPONED: Final = 8
 """Refreshes that may be put off: JESD79-4, JESD79-5."""
 
-KNOWN_STATES: Final = 512
+KNOWN_STATES: Final = 4096
 """States that the memo of the steady-state shortcut holds."""
+
+MEMO: Final = ("memo_word", "memo_state", "memo_after", "memo_index", "memo_seen", "memo_count")
+"""Arrays of a ChannelState that hold the memo."""
+
+SERVED_LAST: Final = 512
+"""Reads whose service a channel remembers, a power of two; more than any stretch that may be jumped over serves."""
 
 
 class Policy(StrEnum):
@@ -281,10 +288,12 @@ class Memory(Strict):
     command_ticks: dict[str, Ticks] = Field(default_factory=dict, description="command bus occupancy where not 1")
     buses: Annotated[int, Field(ge=1, le=2)] = Field(description="2: row and column commands have buses of their own")
     refresh: Refresh
+    refresh_first: Ticks | None = Field(default=None, description="tick of the first refresh, if not that of the rank")
     mapping: str
     bank_hash: BankHash = BankHash.NONE
     currents: Currents
     controller: Controller
+    pim: Pim | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Memory:
@@ -320,6 +329,8 @@ class Memory(Strict):
         if needed and getattr(self.currents, needed) is None:
             raise ValueError(f"controller.power_down: {self.controller.power_down} needs currents.{needed}")
         _ = self.fields
+        if self.pim is not None:
+            check_pim(self)
         return self
 
     def _check_refresh(self) -> None:
@@ -327,6 +338,8 @@ class Memory(Strict):
         if self.refresh is Refresh.NONE:
             return
         command, suffix = self.refresh.command, self.refresh.suffix
+        if self.refresh_first is not None and not 0 < self.refresh_first <= self.timings["tREFI"]:
+            raise ValueError(f"refresh_first is {self.refresh_first}, but must be from 1 to tREFI")
         if not any((r.before, r.after) == (command, "ACT") for r in self.rule_rows):
             raise ValueError(f"refresh: {self.refresh} needs the command {command}, for which there are no rules")
         ours_only = self.refresh is Refresh.POSTPONED or suffix
@@ -581,7 +594,9 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     """The integer tables of one channel; `steady` False steps periodic stretches one command at a time."""
     import numpy as np
 
+    from sim.dram_phases import LONGEST_PERIOD, find_phases
     from sim.kernels import dram_tables as k
+    from sim.pim.tables import pim_tables
 
     o, timings = memory.organisation, memory.timings
     ranks = o.pseudo_channels * o.ranks
@@ -634,8 +649,8 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     between = [r.gap for r in memory.rule_rows if r.before == r.after == refresh and r.level not in ("bank", "rank")]
     first = interval - int(memory.controller.policy is Policy.RAMULATOR)  # it counts clocks from one
     phase = [interval * (r + 1) // ranks if stagger else first for r in range(ranks)]
-    # Refreshes of single banks come more often than a stretch is long, and at other places of it each time.
-    periodic = memory.controller.policy is Policy.FRFCFS and not memory.refresh.suffix and not memory.exit_timing
+    if memory.refresh_first is not None:
+        phase = [tick - phase[0] + memory.refresh_first for tick in phase]
     window = np.asarray(windows, np.int64).reshape(-1, 4)
     command_ticks = [memory.command_ticks.get(name, 1) for name in COMMANDS]
     c = memory.controller
@@ -643,6 +658,17 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
 
     def integers(values: Any) -> NDArray[np.int64]:
         return np.asarray(values, np.int64).reshape(-1)
+
+    hash_bank = np.arange(1 << hashed, dtype=np.int64)
+    leaps = steady and 4 <= period_bits <= LONGEST_PERIOD and c.policy is Policy.FRFCFS and not memory.exit_timing
+    leaps = leaps and (c.page is Page.OPEN or not memory.refresh.suffix)  # both read when a bank was used last
+    stretch = min(STRETCH, 1 << period_bits) if leaps else 0
+    bank, row = _decode(pieces, hash_bank, 1 << period_bits) if leaps else (integers([0]), integers([0]))
+    period_shift = pieces[-1].to + above if pieces else 0
+    shape = (o.pseudo_channels, ranks, groups, banks) if leaps else (1, 1, 1, 1)
+    phases = find_phases(
+        bank, row, stretch or 1, 1 << period_shift, shape, c.page is Page.OPEN, memory.refresh is Refresh.SAME_BANK
+    )
 
     return k.DramTables(
         banks=banks,
@@ -690,15 +716,24 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
         low_bank=low_bank,
         low_row=low_row,
         high_shift=high_shift,
-        hash_bank=np.arange(1 << hashed, dtype=np.int64),
+        hash_bank=hash_bank,
         piece_from=integers([p.shift for p in pieces]),
         piece_mask=integers([(1 << p.bits) - 1 for p in pieces]),
         piece_to=integers([p.to for p in pieces]),
         piece_row=integers([p.row for p in pieces]),
         bursts=memory.bursts_per_channel,
-        steady=min(STRETCH, 1 << period_bits) if steady and periodic and period_bits >= 4 else 0,
+        steady=stretch,
+        steady_bits=max(0, stretch.bit_length() - 1),
         period_bits=period_bits,
-        period_shift=pieces[-1].to + above if pieces else 0,
+        period_shift=period_shift,
+        phase_kind=phases.kind,
+        phase_banks=phases.banks,
+        phase_groups=phases.groups,
+        phase_ranks=phases.ranks,
+        phase_rows=phases.rows,
+        renamed=int(c.page is Page.OPEN),
+        refresh_reach=2 * timings["tRFC"] + 1024,
+        pim=pim_tables(memory),
     )
 
 
@@ -732,6 +767,17 @@ def _pieces(memory: Memory) -> list[Piece]:
     return pieces
 
 
+def _decode(pieces: list[Piece], hash_bank: NDArray[np.int64], bursts: int) -> tuple[Any, Any]:
+    """Bank number and row of the first `bursts` bursts of a channel."""
+    import numpy as np
+
+    burst = np.arange(bursts, dtype=np.int64)
+    places = np.zeros((2, bursts), np.int64)
+    for p in pieces:
+        places[p.row] |= ((burst >> p.shift) & ((1 << p.bits) - 1)) << p.to
+    return places[0] ^ hash_bank[places[1] & (len(hash_bank) - 1)], places[1]
+
+
 def _low_tables(memory: Memory, pieces: list[Piece]) -> tuple[int, int, NDArray[np.int64], NDArray[np.int64]]:
     """(bits, row bits among them, bank, row) of every value of the low bits, above which there are only row bits.
 
@@ -752,22 +798,53 @@ def _low_tables(memory: Memory, pieces: list[Piece]) -> tuple[int, int, NDArray[
     return bits, high[0].to if high else 0, places[0], places[1]
 
 
-def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, requests: int = 0) -> ChannelState:
+def _new_memo(tables: DramTables, used: bool) -> dict[str, NDArray[np.int64]]:
+    """The empty memo of the steady-state shortcut: a state's words, known states, what followed them, hash tables."""
+    import numpy as np
+
+    from sim.kernels import dram_tables as k
+
+    entries = tables.read_pool + tables.write_pool
+    windows = len(tables.window_size)
+    size = int(tables.window_size.max()) if windows else 1
+    known = KNOWN_STATES if tables.steady and used else 1
+    ticks = (k.N_COMMANDS + 3) // 4
+    words = 3 + tables.banks * (1 + ticks) + tables.groups * ticks + tables.ranks
+    words += windows * tables.groups * ((size + 3) // 4) + entries
+    arrays = (
+        np.zeros(max(words, 3 * entries), np.int64),
+        np.zeros((known, words + 1), np.int64),
+        np.zeros((known, 17 + k.N_COUNTS + 5 * tables.ranks + tables.banks + k.MOST_SERVED), np.int64),
+        np.full(4 * known, -1, np.int64),
+        np.full(16 * known, -1, np.int64),
+        np.zeros(2, np.int64),
+    )
+    return dict(zip(MEMO, arrays, strict=True))
+
+
+def new_state(
+    tables: DramTables,
+    classes: int,
+    ring: int,
+    log: int = 0,
+    requests: int = 0,
+    known: ChannelState | None = None,
+    jobs: int = 1,
+) -> ChannelState:
     """Idle channels at tick 0: `classes` of them, `ring` segments under way and `log` commands recorded in each.
 
-    requests: length of a trace offered one by one (see `offer`).
+    requests: length of a trace offered one by one (see `offer`). known: a former state of the same tables, whose memo
+    of the steady-state shortcut goes on to be used; what it holds changes no result. jobs: PIM jobs under way in each.
     """
     import numpy as np
 
     from sim.kernels import dram_tables as k
+    from sim.pim.tables import pim_state
 
     long_ago = -(2**40)
     entries = tables.read_pool + tables.write_pool
     windows = len(tables.window_size)
     size = int(tables.window_size.max()) if windows else 1
-    known = KNOWN_STATES if tables.steady and not log else 1
-    words = 8 + tables.banks * (3 + k.N_COMMANDS) + tables.groups * k.N_COMMANDS + 3 * tables.ranks
-    words += windows * tables.groups * size + 4 * entries
     state = k.ChannelState(
         scalar=np.zeros((classes, k.N_SCALARS), np.int64),
         bank=np.full((classes, k.N_BANK, tables.banks), -1, np.int64),
@@ -778,18 +855,15 @@ def new_state(tables: DramTables, classes: int, ring: int, log: int = 0, request
         entry=np.full((classes, k.N_ENTRY, entries), -1, np.int64),
         segment=np.zeros((classes, k.N_SEGMENT, ring), np.int64),
         count=np.zeros((classes, k.N_COUNTS), np.int64),
-        done_task=np.zeros((classes, ring), np.int64),
-        done_tick=np.zeros((classes, ring), np.int64),
+        done_task=np.zeros((classes, ring + jobs), np.int64),
+        done_tick=np.zeros((classes, ring + jobs), np.int64),
         done_count=np.zeros(classes, np.int64),
         log=np.zeros((classes, log, k.LOG_FIELDS), np.int64),
         request_done=np.full(requests, k.NEVER, np.int64),
-        mark_count=np.zeros((classes, 5 + k.N_COUNTS + 2 * tables.ranks), np.int64),
-        memo_word=np.zeros(words, np.int64),
-        memo_state=np.zeros((known, words + 1), np.int64),
-        memo_after=np.zeros((known, 7 + k.N_COUNTS + 3 * tables.ranks), np.int64),
-        memo_index=np.full(4 * known, -1, np.int64),
-        memo_seen=np.full(16 * known, -1, np.int64),
-        memo_count=np.zeros(2, np.int64),
+        served=np.zeros((classes, SERVED_LAST, 2), np.int64),
+        mark=np.zeros((classes, 7 + k.N_COUNTS + 4 * tables.ranks + tables.banks), np.int64),
+        **(_new_memo(tables, not log) if known is None else {name: getattr(known, name) for name in MEMO}),
+        pim=pim_state(tables, classes, jobs),
     )
     for w, window in enumerate(tables.window_size):
         state.ring[:, w, :, window] = 0

@@ -112,8 +112,8 @@ def test_a_model_that_does_not_fit_in_memory(refused: Refused) -> None:
         ("schema: opcycle/workload/1\nname: x", "{file}:1: model: is missing"),
         ("schema: opcycle/hardware/1\nname: x", "{file}:1: technology: is missing"),
         (
-            '{"schema": "opcycle/trace/2"}',
-            "{file}: schema: is 'opcycle/trace/2', written by a newer opcycle",
+            '{"schema": "opcycle/trace/3"}',
+            "{file}: schema: is 'opcycle/trace/3', written by a newer opcycle",
         ),
         ('{"schema": "opcycle/trace/1"', "{file}:1: is broken JSON: "),
         ('{"model_type": "tamagotchi"}', "{file}: "),
@@ -140,8 +140,8 @@ def test_check_goes_on_after_the_first_mistake(opcycle: Callable[..., Outcome], 
 
 def test_a_trace_of_a_future_version(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "future.json"
-    file.write_text('{"schema": "opcycle/trace/2", "passes": []}')
-    assert "opcycle/trace/2" in refused("simulate", "npu-hbm2", file)
+    file.write_text('{"schema": "opcycle/trace/3", "passes": []}')
+    assert "opcycle/trace/3" in refused("simulate", "npu-hbm2", file)
 
 
 def test_a_trace_cannot_be_changed(refused: Refused, opcycle: Callable[..., Outcome], tmp_path: Path) -> None:

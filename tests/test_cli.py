@@ -99,7 +99,9 @@ def test_one_of_a_list_shows_values_with_sources(opcycle: Run) -> None:
     assert row["sources"]["array.rows"] == "NeuPIMs artifact: core_height"
 
 
-@pytest.mark.parametrize("kind", ["hardware", "workload", "trace", "memory", "energy", "dram-energy", "model"])
+@pytest.mark.parametrize(
+    "kind", ["hardware", "workload", "trace", "memory", "energy", "kernels", "dram-energy", "model", "method", "unit"]
+)
 def test_schemas_describe_each_kind_of_file(opcycle: Run, kind: str) -> None:
     schema = parsed(opcycle("schema", kind))
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
@@ -110,7 +112,11 @@ def test_everything_that_ships_is_valid(opcycle: Run, root: Path) -> None:
     files = sorted([*(root / "hwconfigs").rglob("*.yaml"), *(root / "workloads").rglob("*.yaml")])
     rows = parsed(opcycle("check", *files, "--json"))
     assert [row["file"] for row in rows] == [str(file) for file in files]
-    assert {row["kind"] for row in rows} == {"hardware", "memory", "tier", "energy", "dram-energy", "model", "workload"}
+    kinds = {
+        "hardware", "kernels", "memory", "tier", "energy", "dram-energy", "model", "method", "workload", "unit",
+        "stream", "lengths",
+    }  # fmt: skip
+    assert {row["kind"] for row in rows} == kinds
     assert all(row["ok"] and row["error"] is None for row in rows)
 
 

@@ -21,7 +21,8 @@ from sim import cost
 from sim.cost import ArraySpec, VectorSpec
 from workloads import attrs
 
-DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "sim" / "validation" / "data"
 QUICK = settings(max_examples=60, deadline=None)
 SIZE = st.integers(1, 12)
 SIDE = st.integers(1, 5)
@@ -341,7 +342,7 @@ def test_impossible_vector_units_are_refused() -> None:
 
 
 def test_documented_examples() -> None:
-    failures, examples = doctest.testfile(str(DATA.parents[1] / "docs" / "systolic.md"), module_relative=False)
+    failures, examples = doctest.testfile(str(ROOT / "docs" / "systolic.md"), module_relative=False)
     assert (failures, examples) == (0, 6)
 
 

@@ -9,8 +9,11 @@ import dram_traces
 import numpy as np
 import pytest
 from dram_traces import Request
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sim.config import ConfigError
+from sim.dram_text import parse_plain
 from sim.dram_unit import Replay, Requests, read_trace, replay_requests, run, summary
 from sim.standards import load_memory
 
@@ -119,6 +122,77 @@ def test_runs_equal_single_requests(name: str) -> None:
         del result["wall_s"]
         results.append(result)
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("name", ["ddr4-3200", "hbm2", "gddr6", "hbm3"])
+@pytest.mark.parametrize("writes", [0.0, 0.4])
+def test_a_ring_of_runs_equals_single_requests(name: str, writes: float) -> None:
+    memory = load_memory(name)
+    numbers = np.random.default_rng(7)
+    n = 6000
+    burst = numbers.integers(0, memory.bursts_per_channel, n)
+    burst[1::3] = burst[::3] + 1
+    asked = Requests(
+        np.minimum(burst, memory.bursts_per_channel - 1) * memory.burst_bytes,
+        (numbers.random(n) < writes).astype(np.int64),
+        np.zeros(n, np.int64),
+    )
+    results = []
+    for follow in (True, False):
+        replayed = replay_requests(memory, asked, 1, follow=follow)
+        assert (replayed.done is not None) == follow
+        result = summary(memory, asked, replayed, check=False)
+        del result["wall_s"]
+        results.append(result)
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("name", "channels"), [("hbm2", 4), ("ddr4-3200", 3), ("hbm2-neupims", 8)])
+@pytest.mark.parametrize("rest", [0, 3])
+def test_channels_alike_are_served_once(name: str, channels: int, rest: int) -> None:
+    memory = load_memory(name)
+    rest = min(rest, channels - 1)
+    number = np.arange(channels * 1200 + rest)
+    asked = Requests(number * memory.burst_bytes, number // (channels * 500) % 2, np.zeros(len(number), np.int64))
+    found = []
+    for follow in (True, False):
+        replayed = replay_requests(memory, asked, channels, follow=follow, log=5000)
+        assert (replayed.done is not None) == follow
+        result = summary(memory, asked, replayed, check=True)
+        del result["wall_s"]
+        found.append((result, replayed.state.count.tolist(), replayed.state.log.tolist()))
+    assert found[0] == found[1]
+    assert found[0][0]["violations"] == 0
+
+
+WORDS = st.sampled_from(
+    ["LD 0", "ST 64", "LD 0x1F", "ST 0XabC0 7", "LD\t128  0012", "ST 72057594037927935", "LD 72057594037927936", "",
+     "# LD x", "  ", "LD 64 # 1", "LD 007", "LD 1_0", "LD -1", "LD 0x", "LD 5 -1", "ld 0", "LDX 0", "LD 0 0x5", "#",
+     "LD 0x123456789abcdef", "ST 00", " ST 8\r", "LD 9999999999999999 3", "LD ٣"]
+)  # fmt: skip
+
+
+@given(lines=st.lists(WORDS, min_size=1, max_size=6), end=st.sampled_from(["", "\n"]))
+def test_columns_are_read_as_lines_are(tmp_path_factory: pytest.TempPathFactory, lines: list[str], end: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "columns.trace"
+    path.write_bytes(("\n".join(lines) + end).encode())
+
+    def outcome() -> list[list[int]] | str:
+        try:
+            return [column.tolist() for column in read_trace(path) if column is not None]
+        except ConfigError as error:
+            return str(error)
+
+    by_column = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sim.dram_text.parse_plain", lambda content: None)
+        assert outcome() == by_column
+
+
+def test_plain_columns_need_no_lines() -> None:
+    columns = parse_plain(b"LD 0x40\n\nST 128 9 \n# end")
+    assert columns is not None
+    assert [column.tolist() for column in columns] == [[64, 128], [0, 1], [0, 9], [1, 3]]
 
 
 def test_limit_in_flight() -> None:

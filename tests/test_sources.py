@@ -13,7 +13,11 @@ from sim.config import load_yaml, parse_yaml
 from sim.document import Document
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted([*(ROOT / "hwconfigs").rglob("*.yaml"), *(ROOT / "workloads" / "models").rglob("*.yaml")])
+FILES = sorted(
+    path
+    for folder in ("hwconfigs", "workloads/models", "workloads/scenarios", "workloads/lengths")
+    for path in (ROOT / folder).rglob("*.yaml")
+)
 
 
 LABELS = ("name", "node", "technology", "description", "standard", "table")

@@ -151,9 +151,9 @@ def op_named(data: Any, name: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.update(schema="opcycle/trace/2"), "written by a newer opcycle"),
-        (lambda d: d.update(schema="opcycle/workload/1"), "but a trace has 'opcycle/trace/1'"),
-        (lambda d: d.pop("schema"), "but a trace has 'opcycle/trace/1'"),
+        (lambda d: d.update(schema="opcycle/trace/3"), "written by a newer opcycle"),
+        (lambda d: d.update(schema="opcycle/workload/1"), "but a trace has 'opcycle/trace/2'"),
+        (lambda d: d.pop("schema"), "but a trace has 'opcycle/trace/2'"),
         (lambda d: d.update(passes=[]), "at least one pass"),
         (lambda d: d.update(pases=1), "passes"),
         (lambda d: d.pop("batch"), "batch: is missing"),
@@ -203,7 +203,7 @@ def schema_of(schema: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_json_schema_lists_what_the_reader_takes() -> None:
     schema = trace_schema()
-    assert schema["properties"]["schema"] == {"const": TRACE_SCHEMA}
+    assert schema["properties"]["schema"] == {"enum": ["opcycle/trace/1", TRACE_SCHEMA]}
     assert set(schema["required"]) == {"schema", "model", "batch", "passes"}
     assert set(schema_of(schema, "Op")["required"]) == {"name", "kind", "role", "inputs", "outputs", "attrs"}
     assert "window" in schema_of(schema, "Mask")["properties"]

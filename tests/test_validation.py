@@ -19,7 +19,7 @@ from bench.validation import (
 )
 from sim.engine import Engine
 from sim.kinds import load_hardware
-from tests import operators
+from workloads import single as operators
 from workloads.trace import Pass
 
 CLOSER = {("attention", "mnpusim")}
@@ -99,7 +99,7 @@ CONV = operators.convolution(2, 8, 8, 16, 32, 3, 1, 1, "fp32", 1 << 15)
     [
         (operators.gemm(96, 160, 224, "fp32"), 4 * 224 * (96 + 160), 4 * 96 * 160),
         (operators.reduction("softmax", 128, 192, "fp32"), 4 * 128 * 192, 4 * 128 * 192),
-        (operators.attention(2, 128, 64, "fp32"), 3 * 4 * 128 * 128, 4 * 128 * 128),
+        (operators.encoder_attention(2, 128, 64, "fp32"), 3 * 4 * 128 * 128, 4 * 128 * 128),
         # 128 positions of 144 values are 72 KiB: three parts, each of which reads the filters.
         (CONV, 4 * 128 * 16 + 3 * 4 * 144 * 32, 4 * 128 * 32),
     ],

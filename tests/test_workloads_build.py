@@ -11,7 +11,7 @@ from workloads.emit import FormatChoice
 from workloads.ffn import balanced_loads
 from workloads.models import LayerKind, Model, load_model, model_names
 from workloads.scenario import load_workload, make_workload
-from workloads.trace import Op, OpKind, Pass, RequestSpan, Role, Trace
+from workloads.trace import MoveAttrs, Op, OpKind, Pass, RequestSpan, Role, Trace
 from workloads.trace_check import check_trace
 
 
@@ -332,3 +332,13 @@ def trace_of(**keys: object) -> Trace:
 def test_same_inputs_give_the_same_trace() -> None:
     keys = {"model": "deepseek-v2-lite", "phase": "decode", "lengths": [5, 9, 5], "steps": 3}
     assert trace_of(**keys) == trace_of(**keys)
+
+
+def test_more_tokens_than_the_vocabulary_has() -> None:
+    """Each token reads its row, also where tokens must repeat; the table is no larger for it."""
+    workload = load_workload("llama3-8b-prefill", batch=1, prompt=131072)
+    embedding = workload.trace().passes[0].blocks[0].ops[0]
+    assert isinstance(embedding.attrs, MoveAttrs)
+    assert embedding.attrs.rows == 131072
+    assert embedding.inputs[1].shape == (128256, 4096)
+    check_trace(workload.trace())

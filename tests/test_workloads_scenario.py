@@ -36,6 +36,18 @@ def test_scenarios_that_others_rely_on_ship() -> None:
         assert load_workload(name).name == name
 
 
+def test_scenarios_of_methods_build() -> None:
+    with_methods = [w for w in map(load_workload, workload_names()) if w.scenario and w.scenario.methods]
+    assert len(with_methods) >= 36
+    for loaded in with_methods:
+        assert loaded.scenario is not None
+        trace = loaded.trace()
+        first = loaded.scenario.methods[0]
+        name = first if isinstance(first, str) else first.get("use", next(iter(first)))
+        assert trace.methods[0] == name, loaded.name
+        assert trace.flops > 0
+
+
 def test_gpt3_13b_decode_is_the_stated_one() -> None:
     loaded = load_workload("gpt3-13b-decode")
     assert loaded.scenario is not None
@@ -122,7 +134,7 @@ def test_longest_context_that_fits() -> None:
         ({"context": None, "lengths": [200_000]}, "lengths", "max_position 131072"),
         ({"formats": {"kv": "fp17"}}, "formats.kv", "unknown number format 'fp17'.*nearest: fp16"),
         ({"formats": {"cache": "fp16"}}, "formats.cache", "kv"),
-        ({"methods": ["speculative"]}, "methods", "no methods exist"),
+        ({"methods": ["speculative"]}, "methods.0", "unknown method .speculative."),
         ({"model": "llama-3.2-2b"}, None, "nearest is 'llama-3.2-1b'"),
         ({"model": "./nowhere.json"}, None, "no such model file"),
         ({"schema": "opcycle/workload/9"}, "schema", "opcycle/workload/1"),
@@ -176,7 +188,7 @@ def test_error_names_file_line_and_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("seq,channel\n5,1\n", "no column named length or input_tokens"),
+        ("seq,channel\n5,1\n", "none of these columns in its first line: length, input_tokens, seq_len, prompt"),
         ("length\n5\nmany\n", "length: is 'many'"),
         ("length\n5\n-1\n", "length: is '-1'"),
         ("length\n", "lists no requests"),

@@ -8,25 +8,46 @@ decodes stay small.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from workloads.attention import LatentForm, Positions, emit_attention
 from workloads.emit import Emitter, FormatChoice
 from workloads.ffn import INDEX_FORMAT, emit_ffn
 from workloads.models import LayerKind, Model
-from workloads.trace import CARRIED, Block, Op, OpKind, Pass, ReduceAttrs, RequestSpan, Role, Tensor, Trace
+from workloads.shards import WHOLE, Parallel, micro_batches
+from workloads.trace import (
+    CARRIED,
+    Block,
+    CollectiveAttrs,
+    Op,
+    OpKind,
+    Pass,
+    ReduceAttrs,
+    RequestSpan,
+    Role,
+    Tensor,
+    Trace,
+)
 
 MAX_PERIOD = 16
 """Longest stretch of different layers that is looked for as a repeating pattern; known models have at most 6."""
 
+CANDIDATE_BYTES = 8
+"""What a device sends of each row for the choice of the next token: its best score and where that is."""
+
 
 @dataclass(slots=True)
 class Builder:
-    """Builds passes of one model in one choice of formats, sharing equal operators and blocks between them."""
+    """Builds passes of one model in one choice of formats, sharing equal operators and blocks between them.
+
+    `model` is what one device has of it, as `shards.shard` cuts it for `parallel`. Of a pipeline it is the last stage
+    that is built: it has the head, and no stage has more to do.
+    """
 
     model: Model
     formats: FormatChoice = field(default_factory=FormatChoice)
+    parallel: Parallel = WHOLE
     _ops: dict[Op, Op] = field(default_factory=dict)
     _blocks: dict[tuple[str, int, tuple[int, ...]], Block] = field(default_factory=dict)
 
@@ -53,7 +74,8 @@ class Builder:
         elif model.kind == "encoder":
             blocks = [self._embedding(at), *self._layers(at), *self._pooler(at)]
         else:
-            blocks = [self._embedding(at), *self._layers(at), *self._text_head(at, rows)]
+            first = self._embedding(at) if self.parallel.pipeline == 1 else self._receive(at)
+            blocks = [first, *self._layers(at), *self._text_head(at, rows)]
         generated = min(rows, at.requests) if model.kind == "decoder" else 0
         return Pass(name, phase, tuple(blocks), at.tokens, generated, repeat)
 
@@ -79,6 +101,28 @@ class Builder:
             blocks.append(self._block(run.name, ops, run.repeat))
         return blocks
 
+    def _joined(self, e: Emitter, name: str, part: Tensor, out: str) -> Tensor:
+        """The sum of `part` over the devices that share the layer; `part` itself where one has it all."""
+        if self.parallel.tensor == 1:
+            return part
+        result = e.activation(out, *part.shape)
+        attrs = CollectiveAttrs("all_reduce", part.bytes, self.parallel.tensor)
+        e.emit(f"{name}_all_reduce", OpKind.COLLECTIVE, "collective", (part,), (result,), attrs)
+        return result
+
+    def _attention(self, e: Emitter, kind: LayerKind, at: Positions, x: Tensor) -> Tensor:
+        return self._joined(e, "attn", emit_attention(e, self.model, kind, at, x), "attn_joined")
+
+    def _ffn(self, e: Emitter, kind: LayerKind, x: Tensor) -> Tensor:
+        return self._joined(e, "ffn", emit_ffn(e, self.model, kind, x), "ffn_joined")
+
+    def _receive(self, at: Positions) -> Block:
+        """The residual stream comes from the stage before."""
+        e = self._emitter("receive")
+        x = e.activation(CARRIED, at.tokens, self.model.hidden)
+        e.emit("receive", OpKind.COLLECTIVE, "collective", (), (x,), CollectiveAttrs("send_recv", x.bytes, 2))
+        return self._block("receive", e.ops)
+
     def _layer(self, e: Emitter, kind: LayerKind, at: Positions) -> None:
         model = self.model
         norm, x = model.norm, e.activation(CARRIED, at.tokens, model.hidden)
@@ -87,19 +131,19 @@ class Builder:
             return e.norm(f"{half}_norm", "norm", hidden, f"{half}_in", norm.kind, norm.affine)
 
         if norm.place == "post":
-            attended = e.add("attn_add", "residual", x, emit_attention(e, model, kind, at, x), "attn_sum")
+            attended = e.add("attn_add", "residual", x, self._attention(e, kind, at, x), "attn_sum")
             x = e.norm("attn_norm", "norm", attended, "ffn_in", norm.kind, norm.affine)
-            fed = e.add("ffn_add", "residual", x, emit_ffn(e, model, kind, x), "ffn_sum")
+            fed = e.add("ffn_add", "residual", x, self._ffn(e, kind, x), "ffn_sum")
             e.norm("ffn_norm", "norm", fed, CARRIED, norm.kind, norm.affine)
             return
         if model.conditioning is not None:
             self._conditioned_layer(e, kind, at, x)
             return
-        out = emit_attention(e, model, kind, at, before("attn", x))
+        out = self._attention(e, kind, at, before("attn", x))
         if norm.place == "sandwich":
             out = e.norm("attn_post_norm", "norm", out, "attn_normed", norm.kind, norm.affine)
         x = e.add("attn_add", "residual", x, out)
-        out = emit_ffn(e, model, kind, before("ffn", x))
+        out = self._ffn(e, kind, before("ffn", x))
         if norm.place == "sandwich":
             out = e.norm("ffn_post_norm", "norm", out, "ffn_normed", norm.kind, norm.affine)
         e.add("ffn_add", "residual", x, out)
@@ -119,7 +163,7 @@ class Builder:
                 (normed, e.activation("adaln", images, 2 * model.hidden)),
                 e.activation(f"{half}_in", *x.shape),
             )
-            out = emit_attention(e, model, kind, at, moved) if half == "attn" else emit_ffn(e, model, kind, moved)
+            out = self._attention(e, kind, at, moved) if half == "attn" else self._ffn(e, kind, moved)
             gate = e.activation("adaln", images, model.hidden)
             x = e.elementwise(f"{half}_add", "residual", "gate_add", (x, out, gate), e.activation(CARRIED, *x.shape))
 
@@ -140,15 +184,11 @@ class Builder:
         model, e = self.model, self._emitter("embed")
         assert model.vocab is not None
         ids = Tensor("tokens", (at.tokens,), INDEX_FORMAT, Role.INDEX)
-        # A token that occurs twice is read twice: which ones do is not known.
-        rows = Tensor(
-            "embedding.weight",
-            (at.tokens, model.hidden),
-            self.formats.embeddings,
-            Role.WEIGHT,
-            whole=(model.vocab, model.hidden),
-        )
-        x = e.gather("embedding", "embed", "embedding", (ids, rows), e.activation(CARRIED, at.tokens, model.hidden))
+        # A token that occurs twice is read twice: which ones do is not known. There are no more rows than the table's.
+        rows = self._table("embedding.weight", min(at.tokens, model.vocab), model.vocab)
+        out = CARRIED if self.parallel.tensor == 1 else "embedded"
+        x = e.gather("embedding", "embed", "embedding", (ids, rows), e.activation(out, at.tokens, model.hidden))
+        x = self._joined(e, "embedding", x, CARRIED)
         if model.embedding_scale:
             x = e.elementwise("embedding_scale", "embed", "scale", (x,), e.activation(CARRIED, *x.shape))
         x = self._add_positions(e, at, x)
@@ -182,7 +222,7 @@ class Builder:
         act = e.elementwise("time_silu", "conditioning", "silu", (inner,), e.activation("time_act", images, width))
         time = e.linear("time_down", "conditioning", act, width, "time", True)
         ids = Tensor("labels", (images,), INDEX_FORMAT, Role.INDEX)
-        rows = self._table("labels.weight", images, labels)
+        rows = self._table("labels.weight", min(images, labels), labels)
         label = e.gather("label_embedding", "embed", "embedding", (ids, rows), e.activation("label", images, width))
         both = e.add("condition_add", "conditioning", time, label, "condition_sum")
         e.elementwise("condition_silu", "conditioning", "silu", (both,), e.activation("condition", images, width))
@@ -220,6 +260,10 @@ class Builder:
             scores = e.elementwise("logit_softcap", "head", "softcap", (scores,), e.activation("capped", *scores.shape))
         token = Tensor("next_tokens", (rows,), INDEX_FORMAT, Role.INDEX)
         e.emit("sample", OpKind.REDUCE, "head", (scores,), (token,), ReduceAttrs("argmax", rows, model.vocab))
+        if self.parallel.tensor > 1:
+            best = Tensor("best_tokens", (rows,), INDEX_FORMAT, Role.INDEX)
+            attrs = CollectiveAttrs("all_gather", rows * CANDIDATE_BYTES, self.parallel.tensor)
+            e.emit("sample_all_gather", OpKind.COLLECTIVE, "collective", (token,), (best,), attrs)
         return [self._block("head", e.ops)]
 
     def _vision_head(self, at: Positions) -> Block:
@@ -360,13 +404,26 @@ def prefill_passes(builder: Builder, lengths: Sequence[int], chunk: int | None =
 
 
 def decode_passes(builder: Builder, contexts: Sequence[int], steps: int = 1) -> list[Pass]:
-    """`steps` passes of one new token for each request; step i finds `context + i` cached positions."""
-    groups = group_lengths(contexts)
+    """`steps` passes of one new token for each request; step i finds `context + i` cached positions.
+
+    In a pipeline of n stages, a stage works on n parts of the batch in turn, each while the others are elsewhere.
+    """
+    parts = [group_lengths(part) for part in micro_batches(contexts, builder.parallel.pipeline)]
     passes = []
     for step in range(steps):
-        spans = [RequestSpan(count, 1, context + step) for context, count in groups]
+        spans = [[RequestSpan(count, 1, context + step) for context, count in groups] for groups in parts]
         name = "decode" if steps == 1 else f"decode.{step}"
-        passes.append(builder.build_pass(name, "decode", spans, latent_form="absorbed"))
+        if len(parts) == 1:
+            passes.append(builder.build_pass(name, "decode", spans[0], latent_form="absorbed"))
+            continue
+        turns = [builder.build_pass(name, "decode", part, latent_form="absorbed") for part in spans]
+        # Caches are known by name within their block: each part of the batch has its own, and all are resident.
+        blocks = [
+            replace(block, name=f"part{number}.{block.name}")
+            for number, turn in enumerate(turns)
+            for block in turn.blocks
+        ]
+        passes.append(replace(turns[0], blocks=tuple(blocks), tokens=len(contexts), generated=len(contexts)))
     return passes
 
 
@@ -384,8 +441,10 @@ def denoise_passes(builder: Builder, images: int, steps: int = 1) -> list[Pass]:
 
 
 def make_trace(builder: Builder, batch: int, passes: Sequence[Pass], **meta: str | int) -> Trace:
-    """The passes as a Trace of the builder's model, with `meta` and the chosen formats as its free facts."""
+    """The passes as a Trace of the builder's model, with `meta`, formats and a cut over devices as its free facts."""
     chosen = builder.formats
     facts: dict[str, str | int] = {f"format.{name}": getattr(chosen, name) for name in FormatChoice.__slots__}
+    if builder.parallel != WHOLE:
+        facts |= {f"parallel.{name}": getattr(builder.parallel, name) for name in ("tensor", "pipeline")}
     facts.update(meta)
     return Trace(builder.model.name, batch, tuple(passes), meta=tuple(sorted(facts.items())))

@@ -25,7 +25,7 @@ def emit_ffn(e: Emitter, model: Model, kind: LayerKind, x: Tensor) -> Tensor:
     """Operators from the normalised input x (tokens, hidden) to the half layer's result, of the same shape."""
     if kind.moe:
         assert model.moe is not None
-        return _experts(e, model.moe, x)
+        return emit_experts(e, model.moe, x)
     assert model.ffn is not None
     return _dense(e, model.ffn.hidden, model.ffn.activation, model.ffn.bias, x)
 
@@ -41,24 +41,30 @@ def _dense(e: Emitter, width: int, activation: str, bias: bool, x: Tensor, prefi
     return e.linear(f"{prefix}down", ROLE, act, hidden, f"{prefix}ffn_out", bias)
 
 
-def _experts(e: Emitter, moe: Moe, x: Tensor) -> Tensor:
-    tokens, hidden = x.shape
-    choices = tokens * moe.top_k
-    loads = balanced_loads(choices, moe.experts)
-    hit = len(loads)
+def emit_experts(e: Emitter, moe: Moe, x: Tensor, loads: tuple[int, ...] | None = None, free: int = 0) -> Tensor:
+    """Router, experts and shared expert on x (tokens, hidden), with `loads` rows for each expert that is hit (default:
+    balanced).
 
-    scores = e.linear("router", "router", x, moe.experts, "router", moe.router_bias)
+    `free` further experts cost nothing (zero, copy): the router scores them, and choices that `loads` leaves out are
+    theirs.
+    """
+    tokens, hidden = x.shape
+    if loads is None:
+        loads = balanced_loads(tokens * moe.top_k, moe.experts)
+    choices, hit, scored_experts = sum(loads), len(loads), moe.experts + free
+
+    scores = e.linear("router", "router", x, scored_experts, "router", moe.router_bias)
     if moe.scoring == "softmax":
-        scored = e.activation("scores", tokens, moe.experts)
-        softmax = ReduceAttrs("softmax", tokens, moe.experts)
+        scored = e.activation("scores", tokens, scored_experts)
+        softmax = ReduceAttrs("softmax", tokens, scored_experts)
         e.emit("router_softmax", OpKind.REDUCE, "router", (scores,), (scored,), softmax)
     else:
         scored = e.elementwise(
-            "router_sigmoid", "router", "sigmoid", (scores,), e.activation("scores", tokens, moe.experts)
+            "router_sigmoid", "router", "sigmoid", (scores,), e.activation("scores", tokens, scored_experts)
         )
     chosen = Tensor("chosen", (tokens, moe.top_k), INDEX_FORMAT, Role.INDEX)
     gates = e.activation("gates", tokens, moe.top_k)
-    best = ReduceAttrs("topk", tokens, moe.experts, keep=moe.top_k)
+    best = ReduceAttrs("topk", tokens, scored_experts, keep=moe.top_k)
     e.emit("topk", OpKind.REDUCE, "router", (scored,), (gates, chosen), best)
     row_bytes = storage_bytes((hidden,), x.format)
     rows = e.activation("expert_in", choices, hidden)

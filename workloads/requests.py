@@ -1,7 +1,8 @@
 """Batches of requests: equal lengths, listed lengths, or lengths read from a CSV file.
 
-The CSV has a header; the lengths are in the column `length`, or in `input_tokens` as request logs call it. Further
-columns are ignored.
+The CSV has a header. The lengths are in the column `length`, in `input_tokens` as request logs call it, or in
+`seq_len` as the traces of the NeuPIMs artifact do; or each is the sum of `prompt` and `generated`. Further columns are
+ignored: which channel a request is on is the machine's decision.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from sim.config import ConfigError
 
-LENGTH_COLUMNS = ("length", "input_tokens")
+LENGTH_COLUMNS = (("length",), ("input_tokens",), ("seq_len",), ("prompt", "generated"))
+"""Columns whose sum is the length of a request; the first that are all there are taken."""
 
 
 def read_lengths(path: Path) -> tuple[int, ...]:
@@ -23,16 +25,23 @@ def read_lengths(path: Path) -> tuple[int, ...]:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise ConfigError(f"cannot be read: {reason}", file=path) from None
     reader = csv.DictReader(text.splitlines())
-    column = next((name for name in LENGTH_COLUMNS if name in (reader.fieldnames or ())), None)
-    if column is None:
-        raise ConfigError(f"has no column named {' or '.join(LENGTH_COLUMNS)} in its first line", file=path, line=1)
+    header = reader.fieldnames or ()
+    columns = next((names for names in LENGTH_COLUMNS if all(name in header for name in names)), None)
+    if columns is None:
+        known = ", ".join(" and ".join(names) for names in LENGTH_COLUMNS)
+        raise ConfigError(f"has none of these columns in its first line: {known}", file=path, line=1)
     lengths = []
     for row in reader:
-        value = (row[column] or "").strip()
-        if not value.isdecimal() or int(value) < 1:
-            message = f"is {value!r}, but must be a whole number of at least 1"
-            raise ConfigError(message, file=path, key=column, line=reader.line_num)
-        lengths.append(int(value))
+        length = 0
+        for column in columns:
+            value = (row[column] or "").strip()
+            # Nothing may have been generated yet; everything else is at least one position.
+            least = 0 if column == "generated" else 1
+            if not value.isdecimal() or int(value) < least:
+                message = f"is {value!r}, but must be a whole number of at least {least}"
+                raise ConfigError(message, file=path, key=column, line=reader.line_num)
+            length += int(value)
+        lengths.append(length)
     if not lengths:
         raise ConfigError("lists no requests", file=path)
     return tuple(lengths)

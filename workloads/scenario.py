@@ -11,29 +11,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field
 
 from sim.config import ConfigError, Document, apply_overrides, build, load_yaml, nearest, show
 from workloads.build import Builder, decode_passes, denoise_passes, encode_passes, make_trace, prefill_passes
+from workloads.distributions import draw_lengths, load_length_set
 from workloads.emit import FormatChoice
-from workloads.formats import FORMATS, unknown_format
+from workloads.formats import precision
+from workloads.method_use import apply_methods, scenario_steps, set_parameters, split_parameters
 from workloads.models import Model, load_model
+from workloads.names import FormatName
 from workloads.requests import batch_lengths, read_lengths
 from workloads.schema import Count, Schema, Size
+from workloads.shards import WHOLE, Parallel, micro_batches, shard
+from workloads.sparsity import ActivationPattern, WeightPattern
 from workloads.trace import Trace
+from workloads.transforms.compose import check_contradictions
 
 SCENARIO_FOLDER = Path(__file__).parent / "scenarios"
 SCENARIO_SCHEMA: Final = "opcycle/workload/1"
 PREFIX = "workload."
 
 
-def _known_format(name: str) -> str:
-    if name not in FORMATS:
-        raise ValueError(unknown_format(name))
-    return name
-
-
-FormatName = Annotated[str, AfterValidator(_known_format), Field(json_schema_extra={"enum": list(FORMATS)})]
 Phase = Literal["prefill", "decode", "generate", "encode", "denoise"]
 
 
@@ -53,6 +52,24 @@ class Formats(Schema):
         )
 
 
+def _preset(value: Any) -> Any:
+    """A preset by name, alone or under `preset` beside formats that differ from it, as its formats.
+
+    Embeddings and head of a preset take the format of the activations: the papers leave them out.
+    """
+    name = value.get("preset") if isinstance(value, Mapping) else value
+    if not isinstance(name, str):
+        return value
+    chosen = precision(name)
+    stated = {
+        "weights": chosen.weights,
+        "activations": chosen.activations,
+        "kv": chosen.kv,
+        "embeddings": chosen.activations,
+    }
+    return stated | {k: v for k, v in (value.items() if isinstance(value, Mapping) else ()) if k != "preset"}
+
+
 class Scenario(Schema):
     """What a workload file says. `PHASES` lists the keys that each phase takes; any other is refused."""
 
@@ -66,11 +83,24 @@ class Scenario(Schema):
     steps: Size | None = Field(None, description="Decode steps (tokens generated a request) or denoising steps.")
     chunk: Size | None = Field(None, description="Most positions of a request in one prefill pass.")
     lengths: tuple[Size, ...] | str | None = Field(
-        None, description="A length for each request, or a CSV file of them, in place of prompt (decode: of context)."
+        None,
+        description="A length for each request, a CSV file of them, or a set to draw them from (sharegpt, alpaca), in "
+        "place of prompt (decode: of context).",
     )
-    formats: Formats = Formats()
-    methods: tuple[str, ...] = Field((), description="Reserved for methods that transform the trace; none exist yet.")
-    seed: Count = 0
+    parallel: Parallel = Field(WHOLE, description="Over how many devices the model is cut; one of them is simulated.")
+    formats: Annotated[Formats, BeforeValidator(_preset, json_schema_input_type=Formats | str)] = Field(
+        default=Formats(), description="Formats by class of tensors, or a preset such as W2A8KV4."
+    )
+    methods: tuple[str | dict[str, Any], ...] = Field(
+        (), description="Methods, in order: names of presets, {use: NAME, set: {...}}, or primitives with parameters."
+    )
+    sparsity: WeightPattern | dict[str, WeightPattern] | None = Field(
+        None, description="Zeros in weights: a pattern (2:4), or patterns by role or operator of linear layers."
+    )
+    activation_sparsity: ActivationPattern | dict[str, ActivationPattern] | None = Field(
+        None, description="Zeros in activations: a pattern (relu:0.1), or patterns by role or operator that reads them."
+    )
+    seed: Count = Field(0, description="Start of the generator that draws lengths.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +175,8 @@ def load_workload(name_or_path: str | Path, overrides: Mapping[str, Any] | None 
     version = document.data.get("schema")
     if version != SCENARIO_SCHEMA:
         raise document.error(f"is {version!r}, but this version of opcycle reads {SCENARIO_SCHEMA!r}", "schema")
-    return make_workload(apply_overrides(document, changes))
+    own, parameters = split_parameters(changes)
+    return make_workload(set_parameters(apply_overrides(document, own), parameters))
 
 
 def make_workload(document: Document | Mapping[str, Any]) -> Workload:
@@ -221,11 +252,7 @@ def _load_trace(path: Path, changes: Mapping[str, Any]) -> Workload:
 
 
 def _resolve(scenario: Scenario, path: Path | None) -> Workload:
-    """Load the model and check what no single key shows: phase, lengths, positions."""
-    if scenario.methods:
-        raise ConfigError(
-            f"lists {scenario.methods[0]!r}, but no methods exist in this version: leave the list empty", key="methods"
-        )
+    """Load the model and check what no single key shows: phase, lengths, positions, methods."""
     try:
         model = load_model(_beside(scenario.model, path))
     except ConfigError as error:
@@ -243,6 +270,9 @@ def _resolve(scenario: Scenario, path: Path | None) -> Workload:
     _check_keys(scenario, model, length_key, rule)
     lengths = _lengths(scenario, model, length_key, path)
     _check_positions(scenario, model, lengths, length_key)
+    _check_parallel(scenario, model, lengths)
+    steps, _ = scenario_steps(scenario, path)
+    check_contradictions(steps, model.layers)
     return Workload(scenario.name, scenario, model, lengths, path)
 
 
@@ -278,19 +308,54 @@ def _lengths(scenario: Scenario, model: Model, length_key: str | None, path: Pat
         return batch_lengths(scenario.batch, model.patch.tokens, None, False)
     listed = scenario.lengths
     if isinstance(listed, str):
-        return batch_lengths(scenario.batch, None, read_lengths(Path(_beside(listed, path))), True)
+        file = Path(_beside(listed, path))
+        if file.suffix in (".yaml", ".yml") or not (file.suffix or "/" in listed or file.exists()):
+            return _drawn(scenario, model, str(file), length_key)
+        return batch_lengths(scenario.batch, None, read_lengths(file), True)
     if listed is not None and not listed:
         raise ConfigError("lists no requests", key="lengths")
     return batch_lengths(scenario.batch, getattr(scenario, length_key), listed, False)
 
 
-def _check_positions(scenario: Scenario, model: Model, lengths: tuple[int, ...], length_key: str | None) -> None:
-    """Refuse positions that the model has none of."""
+def _drawn(scenario: Scenario, model: Model, name: str, length_key: str) -> tuple[int, ...]:
+    """Lengths from a set of requests, cut where the model has no more positions."""
+    if scenario.batch is None:
+        raise ConfigError(
+            f"is missing; how many requests are drawn from {scenario.lengths!r} is not known", key="batch"
+        )
+    requests = load_length_set(name)
+    longest = model.max_position - _further_positions(scenario, length_key)
+    if longest < 1:
+        raise ConfigError(f"leaves no position of the {model.max_position} of {model.name} for a request", key="steps")
+    return draw_lengths(requests, scenario.batch, scenario.seed, scenario.phase == "decode", longest)
+
+
+def _further_positions(scenario: Scenario, length_key: str | None) -> int:
+    """Positions of a request beyond its length."""
     steps = (scenario.steps or 1) if scenario.phase in ("decode", "generate") else 0
     cached = (scenario.context or 0) if length_key == "prompt" else 0
     # A generated token is processed one step later: prompt, then all new tokens but the last of them.
-    extra = steps - 1 if scenario.phase == "generate" else steps
-    needed = max(lengths) + cached + extra
+    return cached + (steps - 1 if scenario.phase == "generate" else steps)
+
+
+def _check_parallel(scenario: Scenario, model: Model, lengths: tuple[int, ...]) -> None:
+    """Refuse a cut over devices that the model or the batch does not allow."""
+    shard(model, scenario.parallel)
+    if scenario.parallel.pipeline > 1:
+        if scenario.phase != "decode":
+            raise ConfigError(
+                f"is {scenario.parallel.pipeline}, but only phase decode can be cut into stages, not {scenario.phase}",
+                key="parallel.pipeline",
+            )
+        micro_batches(lengths, scenario.parallel.pipeline)
+
+
+def _check_positions(scenario: Scenario, model: Model, lengths: tuple[int, ...], length_key: str | None) -> None:
+    """Refuse positions that the model has none of."""
+    further = _further_positions(scenario, length_key)
+    cached = (scenario.context or 0) if length_key == "prompt" else 0
+    extra = further - cached
+    needed = max(lengths) + further
     if needed > model.max_position:
         key = "lengths" if scenario.lengths is not None else (length_key or "model")
         raise ConfigError(
@@ -304,7 +369,7 @@ def _build(workload: Workload) -> Trace:
     scenario, model, lengths = workload.scenario, workload.model, workload.lengths
     assert scenario is not None
     assert model is not None
-    builder = Builder(model, scenario.formats.choice())
+    builder = Builder(shard(model, scenario.parallel), scenario.formats.choice(), scenario.parallel)
     steps = scenario.steps or 1
     if scenario.phase == "prefill":
         passes = prefill_passes(builder, lengths, scenario.chunk, scenario.context or 0)
@@ -318,4 +383,5 @@ def _build(workload: Workload) -> Trace:
         passes = encode_passes(builder, lengths)
     else:
         passes = denoise_passes(builder, len(lengths), steps)
-    return make_trace(builder, len(lengths), passes, workload=scenario.name, phase=scenario.phase)
+    trace = make_trace(builder, len(lengths), passes, workload=scenario.name, phase=scenario.phase)
+    return apply_methods(trace, workload, builder)

@@ -37,6 +37,9 @@ from workloads.masks import visible_pairs as visible_pairs
 CARRIED = "x"
 """Name of the residual stream: what a block takes from the block before it and hands to the next."""
 
+SHARED = "shared."
+"""What the name of a cache tensor begins with that belongs to another layer: it takes no memory of its own."""
+
 
 class Role(StrEnum):
     """What a tensor is to the model, which decides where it lives and how long."""
@@ -55,6 +58,7 @@ class Sparsity:
     part.
 
     It describes values only. `Tensor.bytes` stays dense: which bytes a machine saves depends on how it stores them.
+    `seed`: the draw that stands for where the zeros are, for machines on which that matters.
     """
 
     pattern: str
@@ -62,6 +66,7 @@ class Sparsity:
     n: int | None = None
     m: int | None = None
     block: tuple[int, int] | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.pattern not in SPARSITY_PATTERNS:
@@ -185,16 +190,36 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`repeat` equal layers in a row, each with weights and KV cache of its own unless `weights_shared`."""
+    """`repeat` equal layers in a row, each with weights and KV cache of its own unless `weights_shared`.
+
+    `first_layer` says which layer of the model the first repetition begins with, and `prefixes` by what the names of
+    its operators tell the layers of one repetition apart. Where it is known, a weight is a name and a layer, so that
+    blocks that hold the same layers share their weights. `idle` are weights that stay in memory although no operator of
+    these layers reads them.
+    """
 
     name: str
     repeat: int
     ops: tuple[Op, ...]
     weights_shared: bool = False
+    first_layer: int | None = None
+    prefixes: tuple[str, ...] = ("",)
+    idle: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         if self.repeat < 1 or not self.ops:
             raise ValueError(f"block {self.name}: needs repeat >= 1 and at least one operator")
+        if not self.prefixes or (self.first_layer is not None and self.first_layer < 0):
+            raise ValueError(f"block {self.name}: needs prefixes, and first_layer >= 0 where it has one")
+
+    @property
+    def copies(self) -> tuple[int, ...]:
+        """Which copies of its weights the block uses: the first layer of each repetition that has weights of its own.
+
+        Without a known layer they are numbered from 0, as if no other block held the same weights.
+        """
+        first, times = self.first_layer or 0, 1 if self.weights_shared else self.repeat
+        return tuple(range(first, first + times * len(self.prefixes), len(self.prefixes)))
 
     @property
     def work(self) -> Work:
@@ -277,21 +302,45 @@ class Pass:
         for block in self.blocks:
             largest: dict[str, int] = {}
             for tensor in _tensors(block):
-                if tensor.role is Role.KV:
+                if tensor.role is Role.KV and not tensor.name.startswith(SHARED):
                     largest[tensor.name] = max(largest.get(tensor.name, 0), tensor.resident_bytes)
             total += block.repeat * sum(largest.values())
         return total
 
 
 @dataclass(frozen=True, slots=True)
+class Hint:
+    """What a method asks of the machine beyond the operators: `kind` names the ability, `settings` its parameters.
+
+    A machine honours a hint or, if it is `required`, refuses the trace; one that is not required may be passed over,
+    and the run is then what it is without it.
+    """
+
+    kind: str
+    settings: tuple[tuple[str, str | int | float], ...] = ()
+    required: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in HINT_KINDS:
+            raise ValueError(f"hint kind {self.kind!r} is none of {', '.join(HINT_KINDS)}")
+
+
+HINT_KINDS = ("overlap", "fuse", "pipeline", "place", "serve", "engine", "mac", "dvfs", "fault", "snapshot")
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
-    """A model's passes in order. `batch` requests; `methods` applied, in order; `meta` free facts (key, value)."""
+    """A model's passes in order. `batch` requests; `methods` applied, in order; `meta` free facts (key, value).
+
+    `hints` are what the methods ask of the machine.
+    """
 
     model: str
     batch: int
     passes: tuple[Pass, ...]
     methods: tuple[str, ...] = ()
     meta: tuple[tuple[str, str | int], ...] = ()
+    hints: tuple[Hint, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -333,8 +382,15 @@ class Trace:
 
     @property
     def kv_bytes(self) -> int:
-        """Largest KV cache that any pass needs resident."""
-        return max((p.kv_bytes for p in self.passes), default=0)
+        """Largest KV cache that any pass of a model needs resident, added up over the models (a draft has its own)."""
+        largest: dict[str, int] = {}
+        known: dict[tuple[int, ...], int] = {}
+        for p in self.passes:
+            key = tuple(map(id, p.blocks))
+            if key not in known:
+                known[key] = p.kv_bytes
+            largest[p.model] = max(largest.get(p.model, 0), known[key])
+        return sum(largest.values())
 
     @property
     def weight_bytes(self) -> int:
@@ -365,24 +421,32 @@ class Trace:
 
     def _weights(self) -> dict[tuple[str, str], tuple[Tensor, int]]:
         """Weight tensor and number of copies, by (model, name)."""
-        found: dict[tuple[str, str], tuple[Tensor, int]] = {}
-        seen: set[tuple[int, int, str]] = set()
+        largest: dict[tuple[str, str], Tensor] = {}
+        copies: dict[tuple[str, str], set[int]] = {}
+        seen: set[tuple[int, tuple[int, ...], str]] = set()
         for p in self.passes:
             for block in p.blocks:
-                times = 1 if block.weights_shared else block.repeat
+                held = block.copies
+
+                def note(
+                    tensors: tuple[Tensor, ...], model: str = p.model or self.model, held: tuple[int, ...] = held
+                ) -> None:
+                    for tensor in tensors:
+                        if tensor.role is Role.WEIGHT:
+                            key = (model, tensor.name)
+                            known = largest.get(key)
+                            if known is None or known.resident_bytes < tensor.resident_bytes:
+                                largest[key] = tensor
+                            copies.setdefault(key, set()).update(held)
+
+                note(block.idle)
                 for op in block.ops:
                     # Passes share operator objects: the weights of most of them are known from an earlier pass.
-                    visit = (id(op), times, p.model)
-                    if visit in seen:
-                        continue
-                    seen.add(visit)
-                    for tensor in op.inputs:
-                        if tensor.role is Role.WEIGHT:
-                            key = (p.model or self.model, tensor.name)
-                            known = found.get(key)
-                            if known is None or known[1] * known[0].resident_bytes < times * tensor.resident_bytes:
-                                found[key] = (tensor, times)
-        return found
+                    visit = (id(op), held, p.model)
+                    if visit not in seen:
+                        seen.add(visit)
+                        note(op.inputs)
+        return {key: (tensor, len(copies[key])) for key, tensor in largest.items()}
 
 
 def _tensors(block: Block) -> Iterator[Tensor]:

@@ -18,12 +18,20 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from sim.config import ConfigError, not_among, show
 from sim.document import read_json
-from workloads.trace import ATTRS_OF_KIND, Block, Op, OpKind, Pass, Tensor, Trace
+from workloads.trace import ATTRS_OF_KIND, AttentionAttrs, Block, Mask, Op, OpKind, Pass, Sparsity, Tensor, Trace
 from workloads.trace_check import check_trace
 
 SCHEMA_FAMILY = "opcycle/trace/"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TRACE_SCHEMA = f"{SCHEMA_FAMILY}{SCHEMA_VERSION}"
+SECOND = {
+    Trace: ("hints",),
+    Block: ("first_layer", "prefixes", "idle"),
+    Mask: ("lists", "levels", "cached", "both"),
+    Sparsity: ("seed",),
+}
+"""What version 2 brought. A file says the lowest version that holds all of it, so that older readers take what they
+can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +84,9 @@ def trace_text(trace: Trace) -> str:
         return lines_of[id(op)]
 
     head = {spec.name: getattr(trace, spec.name) for spec in _specs(Trace) if spec.name not in ("passes", "meta")}
-    plain = {key: _plain(value) for key, value in head.items() if key != "methods" or value}
+    plain = {key: _plain(value) for key, value in head.items() if key not in ("methods", "hints") or value}
     plain["meta"] = dict(trace.meta)
-    plain["schema"] = TRACE_SCHEMA
+    plain["schema"] = f"{SCHEMA_FAMILY}{_lowest_version(trace)}"
     out = ["{", *_members(plain, "", "  "), '  "passes": [']
     for i, p in enumerate(trace.passes):
         out += ["    {", *_members(_shell(p, "blocks"), "blocks", "      "), '      "blocks": [']
@@ -89,6 +97,26 @@ def trace_text(trace: Trace) -> str:
             out += ["          ]", "        }" + ("," if j + 1 < len(p.blocks) else "")]
         out += ["      ]", "    }" + ("," if i + 1 < len(trace.passes) else "")]
     return "\n".join([*out, "  ]", "}"]) + "\n"
+
+
+def _lowest_version(trace: Trace) -> int:
+    """The version that a trace needs: 1 if nothing in it is newer."""
+    values: list[Any] = [trace]
+    seen: set[int] = set()
+    for p in trace.passes:
+        for block in p.blocks:
+            if id(block) not in seen:
+                seen.add(id(block))
+                values.append(block)
+                values += [op.attrs.mask for op in block.ops if isinstance(op.attrs, AttentionAttrs)]
+                tensors = (t for op in block.ops for t in (*op.inputs, *op.outputs))
+                values += [t.sparsity for t in tensors if t.sparsity is not None]
+    for value in values:
+        cls: type = type(value)
+        for spec in _specs(cls):
+            if spec.name in SECOND[cls] and getattr(value, spec.name) != spec.default:
+                return 2
+    return 1
 
 
 def _shell(value: Pass | Block, nested: str) -> dict[str, Any]:
@@ -130,9 +158,9 @@ def read_trace(path: str | Path) -> Trace:
 
 def _check_schema(found: Any) -> None:
     version = str(found).removeprefix(SCHEMA_FAMILY)
-    if found == TRACE_SCHEMA:
-        return
     known_family = isinstance(found, str) and found.startswith(SCHEMA_FAMILY) and version.isdecimal()
+    if known_family and 1 <= int(version) <= SCHEMA_VERSION:
+        return
     if known_family and int(version) > SCHEMA_VERSION:
         raise ConfigError(
             f"is {found!r}, written by a newer opcycle; this one reads up to {TRACE_SCHEMA!r}", key="schema"
@@ -183,7 +211,10 @@ class _Reader:
         if cls in (Op, Tensor):
             return self._known.setdefault(made, made)
         if cls is Block:
-            identity = (made.name, made.repeat, made.weights_shared, tuple(map(id, made.ops)))
+            identity = (
+                made.name, made.repeat, made.weights_shared, made.first_layer, made.prefixes, made.idle,
+                tuple(map(id, made.ops)),
+            )  # fmt: skip
             return self._known.setdefault(identity, made)
         return made
 
@@ -240,7 +271,7 @@ def trace_schema() -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     root = _schema_of_class(Trace, definitions)
     root["properties"]["meta"] = {"type": "object", "additionalProperties": {"type": ["string", "integer"]}}
-    root["properties"]["schema"] = {"const": TRACE_SCHEMA}
+    root["properties"]["schema"] = {"enum": [f"{SCHEMA_FAMILY}{n}" for n in range(1, SCHEMA_VERSION + 1)]}
     root["required"] = ["schema", *root["required"]]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -19,6 +19,7 @@ from sim.cli.data import check, list_, schema
 from sim.cli.run import compare, plot, simulate, trace
 from sim.cli.sweep import cache, search, sweep
 from sim.cli.unit import unit
+from sim.cli.validate import validate
 from sim.errors import ConfigError, nearest, not_among
 
 DEBUG = "OPCYCLE_DEBUG"
@@ -41,6 +42,7 @@ app.command()(schema)
 app.command()(sweep)
 app.command()(search)
 app.command()(cache)
+app.command()(validate)
 app.add_typer(unit)
 
 

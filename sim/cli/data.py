@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.methods import method_rows, print_methods, show_methods
 from sim.cli.printing import binary_size, engineering, print_json, print_table
 from sim.errors import ConfigError, not_among
 
@@ -24,7 +25,9 @@ class Kind(StrEnum):
     models = "models"
     workloads = "workloads"
     memories = "memories"
+    methods = "methods"
     tiers = "tiers"
+    graphs = "graphs"
 
 
 class Schema(StrEnum):
@@ -36,16 +39,21 @@ class Schema(StrEnum):
     memory = "memory"
     tier = "tier"
     energy = "energy"
+    kernels = "kernels"
+    method = "method"
     model = "model"
     dram_energy = "dram-energy"
+    stream = "stream"
+    unit = "unit"
     sweep = "sweep"
+    lengths = "lengths"
 
 
 def check(
     files: Annotated[list[Path], typer.Argument(help="YAML or JSON files of opcycle, or config.json of a model.")],
     json: Json = False,
 ) -> None:
-    """Validate files: hardware, workloads, memories, energy tables, models, traces."""
+    """Validate files of any kind: machines, workloads, methods, memories, models, graphs, sweeps, traces ..."""
     rows: list[dict[str, Any]] = []
     for file in files:
         row: dict[str, Any] = {"file": str(file), "kind": None, "ok": True, "error": None}
@@ -102,10 +110,18 @@ def _validate(kind: Schema, file: Path) -> None:
         from sim.tiers import load_tier
 
         load_tier(file)
+    elif kind is Schema.kernels:
+        from sim.gpu.library import load_library
+
+        load_library(str(file))
     elif kind is Schema.energy:
         from sim.energy_tables import load_table
 
         load_table(str(file))
+    elif kind is Schema.unit:
+        from sim.arithmetic import load_unit
+
+        load_unit(str(file))
     elif kind is Schema.dram_energy:
         from sim.config import build, load_yaml
         from sim.energy_tables import DramInterfaces
@@ -115,6 +131,18 @@ def _validate(kind: Schema, file: Path) -> None:
         from workloads import load_model
 
         load_model(file)
+    elif kind is Schema.stream:
+        from sim.stream.schema import load_graph
+
+        load_graph(file)
+    elif kind is Schema.method:
+        from workloads.methods import load_method
+
+        load_method(file)
+    elif kind is Schema.lengths:
+        from workloads.distributions import load_length_set
+
+        load_length_set(file)
     elif kind is Schema.sweep:
         from sim.sweep.spec import load_spec
 
@@ -139,11 +167,16 @@ _MODELS = {
     Schema.memory: ("sim.standards", "Memory"),
     Schema.tier: ("sim.tiers", "Tier"),
     Schema.energy: ("sim.energy_tables", "EnergyTable"),
+    Schema.kernels: ("sim.gpu.library", "Library"),
     Schema.dram_energy: ("sim.energy_tables", "DramInterfaces"),
+    Schema.stream: ("sim.stream.schema", "Graph"),
+    Schema.method: ("workloads.methods", "Method"),
+    Schema.unit: ("sim.arithmetic", "ArithmeticUnit"),
     Schema.model: ("workloads.models", "Model"),
     Schema.workload: ("workloads.scenario", "Scenario"),
     Schema.trace: ("workloads.trace_file", "trace_schema"),
     Schema.sweep: ("sim.sweep.spec", "Spec"),
+    Schema.lengths: ("workloads.distributions", "LengthSet"),
 }
 """The module and the pydantic model of each kind of file, or the function that writes its schema."""
 
@@ -160,16 +193,25 @@ def json_schema(kind: Schema) -> dict[str, Any]:
 
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
-    name: Annotated[str | None, typer.Argument(help="Show this one, with the source of every value.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show this one, with the source of every value; of methods also a text to search for."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List what ships, or show one of it with sources."""
+    if name is not None and kind is Kind.methods:
+        show_methods(name, json)
+        return
     if name is not None:
         _show_one(kind, name, json)
         return
     rows = _LISTS[kind]()
     if json:
         print_json(rows)
+        return
+    if kind is Kind.methods:
+        print_methods(rows)
         return
     columns = [key for key in rows[0] if key != "description"] if rows else ["name"]
     table = [[_cell(key, row[key]) for key in columns] + [row["description"]] for row in rows]
@@ -316,15 +358,36 @@ def _tier_rows() -> list[dict[str, Any]]:
     return rows
 
 
+def _graph_rows() -> list[dict[str, Any]]:
+    from sim.catalog import find, names
+    from sim.config import load_yaml
+    from sim.stream.schema import load_graph
+
+    rows = []
+    for name in names("graph"):
+        graph = load_graph(name)
+        rows.append(
+            {
+                "name": name,
+                "nodes": len(graph.nodes),
+                "channels": len(graph.all_channels()),
+                "description": load_yaml(find("graph", name)).heading,
+            }
+        )
+    return rows
+
+
 _LISTS: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
     Kind.hardware: _hardware_rows,
     Kind.models: _model_rows,
     Kind.workloads: _workload_rows,
     Kind.memories: _memory_rows,
+    Kind.methods: method_rows,
     Kind.tiers: _tier_rows,
+    Kind.graphs: _graph_rows,
 }
 _CATALOG = {Kind.hardware: "hardware", Kind.models: "model", Kind.workloads: "workload", Kind.memories: "memory",
-            Kind.tiers: "tier"}  # fmt: skip
+            Kind.tiers: "tier", Kind.graphs: "graph"}  # fmt: skip
 
 
 def _show_one(kind: Kind, name: str, json: bool) -> None:

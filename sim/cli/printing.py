@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 132
 """Columns to use where standard output is no terminal."""
 
-COMPILING = "compiling the kernels, once for this version (about half a minute) ..."
+COMPILING = "compiling the kernels, once for this version (one to two minutes) ..."
 
 _PREFIXES = (
     *((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")),
@@ -56,7 +56,9 @@ def print_table(
         print(f"\n{title}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        side: Any = "right" if column in right else "left"
+        # A name is what a reader copies: it stays in one piece.
+        table.add_column(column, justify=side, overflow="fold", no_wrap=column == "name")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     console().print(table)
@@ -116,5 +118,5 @@ def say_if_kernels_are_new(entry: str) -> None:
     from sim.kernels.jit import cache_folder
 
     compiled = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
-    if compiled and next(cache_folder(entry.partition(".")[0]).rglob(f"{entry}-*.nbi"), None) is None:
+    if compiled and next(cache_folder(entry.partition(".")[0]).glob(f"{entry}-*.nbi"), None) is None:
         print(COMPILING, file=sys.stderr, flush=True)

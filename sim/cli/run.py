@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,7 @@ def simulate(
     from sim.cli.settings import settings
     from sim.energy_tables import load_table
     from sim.kinds import load_hardware
+    from sim.machine import OWN_TABLE
     from sim.output import check_target
     from workloads import load_workload
 
@@ -47,7 +49,8 @@ def simulate(
     work = load_workload(workload, overrides["workload"])
 
     # Energy is worked out after the run; a table that does not exist is better told before.
-    load_table(machine.energy.table)
+    if machine.energy.table != OWN_TABLE:
+        load_table(machine.energy.table)
 
     from sim.engine import simulate as run
 
@@ -122,24 +125,60 @@ def plot(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A result fo
 
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Result folders of `simulate`.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for the tables and the picture.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Put runs side by side: time, energy, and both by kind of operator."""
+    """Put systems side by side: speedup, how busy their parts are, time and energy, both also by kind of operator."""
     from analysis.compare import column_names, compare_rows
+    from analysis.systems import PARTS, system_rows, systems_figure
 
-    rows = compare_rows(folders)
+    rows, systems = compare_rows(folders), system_rows(folders)
+    target = None if output is None else place(output)
+    if target is not None:
+        from analysis.style import save
+        from sim.output import result_folder
+        from sim.result import csv_text
+
+        with result_folder(target) as filled:
+            for name, table in (("systems", systems), ("compare", rows)):
+                columns: dict[str, list[object]] = {key: [row[key] for row in table] for key in table[0]}
+                (filled / f"{name}.csv").write_text(csv_text(columns), encoding="utf-8")
+            save(systems_figure(systems), filled / "systems.png")
     if json:
-        print_json({"folders": [str(folder) for folder in folders], "rows": rows})
+        print_json({"folders": [str(folder) for folder in folders], "systems": systems, "rows": rows})
         return
+    _print_systems(systems, {key: name for key, (name, _) in PARTS.items()})
     names = column_names(folders)
     ratios = [f"{name} / {names[0]}" for name in names[1:]]
-    table = [
+    lines = [
         [row["kind"] or "whole run", row["quantity"]]
         + [_quantity(str(row["quantity"]), row[name]) for name in names]
         + ["-" if row[ratio] is None else f"{row[ratio]:.3f}" for ratio in ratios]
         for row in rows
     ]
-    print_table("", ["", "quantity", *names, *ratios], table, right=[*names, *ratios])
+    print_table("", ["", "quantity", *names, *ratios], lines, right=[*names, *ratios])
+    if target is not None:
+        print(f"Tables and picture in {target}/")
+
+
+def _print_systems(systems: Sequence[Mapping[str, Any]], shares: Mapping[str, str]) -> None:
+    """A row a system: the first is what the others are compared with; `shares`: keys of shares, and their names."""
+    heads = ["system", "hardware", "per step", "tokens/s", "speedup", "energy/token", *shares.values()]
+    table = [
+        [
+            row["system"],
+            row["hardware"],
+            engineering(row["time_per_step_s"], "s"),
+            engineering(row["tokens_per_s"], ""),
+            "-" if row["speedup"] is None else f"{row['speedup']:.2f}x",
+            engineering(row["energy_per_token_j"], "J"),
+            *("-" if row[key] is None else f"{row[key]:.1%}" for key in shares),
+        ]
+        for row in systems
+    ]
+    print_table("Systems", heads, table, right=heads[2:])
 
 
 def _quantity(key: str, value: Any) -> str:
@@ -169,6 +208,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
             f"{engineering(summary['flops'], 'FLOP')} at {engineering(roof['achieved_flops_per_s'], 'FLOP/s')}",
         ),
         ("DRAM traffic", binary_size(summary["dram_bytes"])),
+        ("zeros", _zeros(summary["sparsity"])),
         ("roofline", f"{roof['intensity_flop_per_byte'] or 0:.3g} FLOP/B, {roof['bound']} bound"),
         ("busiest unit", f"{most} {summary['utilization'][most]:.0%}" if most else "-"),
         ("utilization", ", ".join(f"{unit} {share:.1%}" for unit, share in busy)),
@@ -176,6 +216,21 @@ def _print_summary(summary: dict[str, Any]) -> None:
     ]
     rows = [row for row in rows if row[1] != "-"]
     print_table(f"{summary['workload']} on {summary['hardware']}", ["", "value"], rows)
+
+
+def _zeros(found: dict[str, Any] | None) -> str:
+    """What zeros came to: the part of the products that they left, and where the run's time is."""
+    if found is None:
+        return "-"
+    share = found["executed_macs"] / found["dense_macs"]
+    times = found["time_s"]
+    whole = sum(times.values()) or 1.0
+    where = ", ".join(f"{name.replace('_', ' ')} {value / whole:.0%}" for name, value in times.items())
+    return (
+        f"{share:.1%} of the products of {found['operators']} operators are done ({1 / found['ideal_speedup']:.1%} "
+        f"useful), {binary_size(found['left_out_bytes'])} not stored for {binary_size(found['metadata_bytes'])} of "
+        f"metadata; time: {where}"
+    )
 
 
 def _print_operators(report: Report) -> None:

@@ -19,6 +19,7 @@ from sim.kernels.dram_peers import (
 )
 from sim.kernels.dram_steady import leap
 from sim.kernels.dram_tables import (
+    AGE,
     BANK_BITS,
     BEST,
     BEST_TICK,
@@ -28,13 +29,17 @@ from sim.kernels.dram_tables import (
     DATA_END,
     DRAMSIM3,
     DUE,
+    FIRST_AGE,
     FRFCFS,
     FRONT,
     IS_WRITE,
     LAST_READ_END,
     LEFT,
+    MARK,
     MERGED,
     NEVER,
+    NEXT_AGE,
+    NEXT_KIND,
     OPEN,
     OWNER,
     QUEUED_R,
@@ -45,6 +50,7 @@ from sim.kernels.dram_tables import (
     REMAINING,
     SEGMENT,
     SEGMENTS,
+    SERVED,
     SIDE,
     SINCE,
     SLEEP_FROM,
@@ -62,8 +68,26 @@ from sim.kernels.dram_tables import (
     DramTables,
 )
 from sim.kernels.jit import inlined, leaf
+from sim.kernels.pim import admits_requests
+from sim.kernels.pim_beside import (
+    after_bank,
+    after_leap,
+    after_rank,
+    find_best_beside,
+    has_work,
+    limit_of_leap,
+    next_pim,
+    reads_out,
+    run_pim,
+)
+from sim.kernels.pim_tables import MODE as PIM_MODE
+from sim.kernels.pim_tables import NO_PIM, PLANNED
 
-__all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "standby"]
+__all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "settle", "soonest_done", "standby"]
+
+
+# What `step` returns early for.
+COMPLETION, READ_ROOM, WRITE_ROOM, NO_SEGMENTS = -1, 0, 1, 2
 
 
 @inlined
@@ -105,6 +129,17 @@ def complete(s, c, p, tick):
 
 
 @inlined
+def follows(s, c, burst, d, tick):
+    """Whether class `c` has a segment at its front end, visible at `tick`, of reads from `burst` on."""
+    x = s.scalar[c]
+    segment = s.segment[c]
+    p = x[SEGMENT]
+    if x[SEGMENTS] == 0 or d == 1 or segment[IS_WRITE, p] == 1:
+        return False
+    return segment[CURSOR, p] == burst and segment[VISIBLE, p] <= tick
+
+
+@inlined
 def any_open(t, rank):
     """Whether a row of the channel is open."""
     for r in range(t.ranks):
@@ -123,13 +158,13 @@ def take_in(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick):
     return accept(t, x, bank, ready, near, rank, entry, count, burst, d, owner, tick)
 
 
-@inlined
-def run_channel(t, s, c, until, settling, wait_room):
-    """Simulate class `c` for all ticks below `until`, or up to the tick at which something asked for has happened.
+@leaf
+def step(t, s, c, until, settling, awaited):
+    """Simulate class `c` for all ticks below `until`, or up to the tick at which something awaited has happened.
 
-    That is the completion of a segment or, with `wait_room` 0 or 1, an entry leaving the read or write queue.
-    `settling` 1 also accounts for refreshes of an idle channel up to `until`. Returns the tick of the next thing to do,
-    NEVER if idle.
+    That is the completion of a segment, with `awaited` READ_ROOM or WRITE_ROOM also an entry leaving that queue, with
+    NO_SEGMENTS not that but the front end having nothing left. `settling` 1 also accounts for refreshes of an idle
+    channel up to `until`. Returns the tick of the next thing to do, NEVER if idle.
     """
     x = s.scalar[c]
     bank = s.bank[c]
@@ -141,6 +176,9 @@ def run_channel(t, s, c, until, settling, wait_room):
     segment = s.segment[c]
     count = s.count[c]
     log = s.log[c]
+    pim_table = t.pim
+    pim = pim_table[PIM_MODE] != NO_PIM
+    q = s.pim[c]
     now = x[CLOCK]
     acted = False
     stop = False
@@ -154,7 +192,12 @@ def run_channel(t, s, c, until, settling, wait_room):
                 arrival = max(segment[VISIBLE, p], max(x[FRONT], now))
                 if t.front_ticks > 1:
                     arrival = -(-arrival // t.front_ticks) * t.front_ticks
-        if x[QUEUED_R] + x[QUEUED_W] == 0 if t.policy == FRFCFS else at_rest(t, x):
+                if pim and not admits_requests(pim_table, q, arrival):
+                    arrival = NEVER
+        working = pim and has_work(q)
+        if working:
+            x[MARK] = -1  # what follows a state with PIM at work is not what follows it without
+        if not working and (x[QUEUED_R] + x[QUEUED_W] == 0 if t.policy == FRFCFS else at_rest(t, x)):
             closing = t.page_idle >= 0 and any_open(t, rank)
             if arrival == NEVER and settling == 0 and not closing:
                 if x[STALE] == 1 and x[WAITING_REFRESH] > 0 and t.policy == FRFCFS:
@@ -167,8 +210,15 @@ def run_channel(t, s, c, until, settling, wait_room):
         if t.policy != FRFCFS:
             x[STALE] = 0
         elif x[STALE] == 1:
-            find_best(t, x, bank, near, rank, entry, now)
+            if working or (pim and reads_out(pim_table, q, now)):
+                find_best_beside(t, pim_table, q, x, bank, near, rank, entry, now)
+            else:
+                find_best(t, x, bank, near, rank, entry, now)
         tick = min(min(arrival, x[BEST_TICK]), x[DUE])
+        pim_tick = NEVER
+        if working:
+            pim_tick = next_pim(t, s, c, now)
+            tick = min(tick, pim_tick)
         if tick >= until or (stop and tick > now and settling == 0):
             break
         now = tick
@@ -177,32 +227,59 @@ def run_channel(t, s, c, until, settling, wait_room):
             fall_due_together(t, x, rank, tick)
         elif x[DUE] == tick:
             fall_due(t, x, bank, ready, near, rank, entry, tick)
+            if pim:
+                q[PLANNED] = 0
         elif arrival == tick:
             burst = segment[CURSOR, p]
             if (
                 t.steady > 0
                 and burst & (t.steady - 1) == 0
-                and segment[REMAINING, p] > 2 * t.steady
+                and (segment[REMAINING, p] > t.steady or (d == 0 and x[SEGMENTS] > 1))
                 and x[WAITING_REFRESH] == 0
                 and log.shape[0] == 0
+                and not working
+                and not (pim and reads_out(pim_table, q, tick))
             ):
-                tick = leap(t, s, c, tick, until)
+                finished = s.done_count[c]
+                if pim:
+                    tick = leap(t, s, c, tick, limit_of_leap(pim_table, until))
+                    after_leap(t, pim_table, q, ready, near, rank, now, tick)
+                else:
+                    tick = leap(t, s, c, tick, until)
                 now = tick
+                if s.done_count[c] > finished and settling == 0 and awaited != NO_SEGMENTS:
+                    x[CLOCK] = now
+                    acted = False
+                    break
+                p = x[SEGMENT]
                 burst = segment[CURSOR, p]
+            if segment[WANTED, p] == segment[REMAINING, p]:
+                segment[FIRST_AGE, p] = x[NEXT_AGE]
             segment[CURSOR, p] = burst + 1
             segment[REMAINING, p] -= 1
             if segment[REMAINING, p] == 0:
                 x[SEGMENTS] -= 1
                 x[SEGMENT] = p + 1 if p + 1 < segment.shape[1] else 0
+                stop = stop or (awaited == NO_SEGMENTS and x[SEGMENTS] == 0)
+                if x[MARK] >= 0 and not follows(s, c, burst + 1, d, tick):
+                    x[MARK] = -1
             x[FRONT] = tick + t.front_ticks
             queued = take_in(t, x, bank, ready, near, rank, entry, count, burst, d, p, tick)
+            if pim:
+                x[STALE] = 1
+                q[PLANNED] = 0
             if d == 1:
                 if complete(s, c, p, tick):
-                    stop = True
+                    stop = stop or awaited != NO_SEGMENTS
             elif not queued:
                 x[LAST_READ_END] = max(x[LAST_READ_END], tick + 1)
                 if complete(s, c, p, tick + 1):
-                    stop = True
+                    stop = stop or awaited != NO_SEGMENTS
+        elif pim_tick == tick:
+            now, done = run_pim(t, s, c, tick, min(min(arrival, x[DUE]), until))
+            x[FRONT] = max(x[FRONT], now + 1)
+            if done:
+                stop = stop or awaited != NO_SEGMENTS
         elif x[BEST] == RECHECK and t.policy == FRFCFS:
             x[STALE] = 1
         else:
@@ -215,12 +292,18 @@ def run_channel(t, s, c, until, settling, wait_room):
             elif t.policy == DRAMSIM3:
                 e, kind = tick_dramsim3(t, x, bank, ready, near, rank, ring, entry, count, log, tick)
             elif x[BEST] >> CLASS_SHIFT == 0:
+                refreshing = rank[NEXT_KIND, at]
                 issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, at, tick)
+                if pim:
+                    after_rank(t, pim_table, q, x, ready, near, refreshing, at, tick)
             else:
                 kind = bank[WANT_R + x[SIDE], at]
                 e = issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, at, tick)
-            if wait_room >= 0 and (kind - RD == wait_room if t.policy == FRFCFS else x[LEFT] >> wait_room & 1 == 1):
-                stop = True
+                if pim:
+                    after_bank(t, pim_table, q, ready, near, kind, at, tick)
+            if awaited == READ_ROOM or awaited == WRITE_ROOM:
+                left = kind - RD == awaited if t.policy == FRFCFS else x[LEFT] >> awaited & 1 == 1
+                stop = stop or left
             while e >= 0:
                 owner = entry[OWNER, e]
                 if owner < 0:
@@ -228,8 +311,14 @@ def run_channel(t, s, c, until, settling, wait_room):
                         s.request_done[-1 - owner] = tick + t.read_ticks
                     elif t.policy != DRAMSIM3:
                         s.request_done[-1 - owner] = tick
-                elif kind == RD and complete(s, c, owner, tick + t.read_ticks):
-                    stop = True
+                elif kind == RD:
+                    if t.steady > 0:
+                        at_last = x[SERVED] & (s.served.shape[1] - 1)
+                        s.served[c, at_last, 0] = entry[AGE, e]
+                        s.served[c, at_last, 1] = tick
+                        x[SERVED] += 1
+                    if complete(s, c, owner, tick + t.read_ticks):
+                        stop = stop or awaited != NO_SEGMENTS
                 if t.policy != DRAMSIM3:
                     break
                 e = entry[MERGED, e]
@@ -243,26 +332,40 @@ def run_channel(t, s, c, until, settling, wait_room):
     return tick
 
 
-@leaf
-def step(t, s, c, until, settling, wait_room):
-    """`run_channel`, compiled once for all callers that do not call it for every burst."""
-    return run_channel(t, s, c, until, settling, wait_room)
-
-
-@inlined
 def advance(t, s, c, until):
     """Simulate class `c` for all ticks below `until`; return the tick of the next thing to do, NEVER if idle.
 
     Returns early after the tick in which a segment completed (see `done_count`). Refreshes of an idle channel are
-    accounted for when work arrives, or by `settle`.
+    accounted for when work arrives, or by `settle`. Kernels call `step`: whatever calls it is compiled with it.
     """
-    return step(t, s, c, until, np.int64(0), np.int64(-1))
+    return step(t, s, np.int64(c), np.int64(until), np.int64(0), np.int64(COMPLETION))
 
 
-@inlined
+@leaf
+def soonest_done(t, s, c, tick):
+    """A tick before which class `c`, which does nothing before `tick`, cannot have completed a segment.
+
+    The segment at the front end takes in one burst a clock at best; those before it need a read and its data.
+    """
+    if t.pim[PIM_MODE] != NO_PIM and has_work(s.pim[c]):
+        return tick
+    x = s.scalar[c]
+    segment = s.segment[c]
+    p = x[SEGMENT]
+    soonest = NEVER
+    queued = x[QUEUED_R]
+    if x[SEGMENTS] > 0:
+        soonest = tick + (segment[REMAINING, p] - 1) * t.front_ticks
+        if segment[IS_WRITE, p] == 0:
+            queued -= segment[WANTED, p] - segment[REMAINING, p]
+    if queued > 0:
+        soonest = min(soonest, tick + t.read_ticks)
+    return soonest
+
+
 def settle(t, s, c, tick):
     """Work off everything queued and all refreshes due before `tick`, so that the counters speak of that moment."""
-    step(t, s, c, tick, np.int64(1), np.int64(-1))
+    step(t, s, np.int64(c), np.int64(tick), np.int64(1), np.int64(COMPLETION))
 
 
 @leaf
@@ -304,6 +407,8 @@ def offer(t, s, c, burst, is_write, request, tick):
     if not has_room(t, x, is_write):
         return False
     x[CLOCK] = max(x[CLOCK], tick)
+    if x[DUE] == tick and t.policy == FRFCFS:  # which bank is refreshed depends on what is queued by then
+        fall_due(t, x, s.bank[c], s.ready[c], s.near[c], s.rank[c], s.entry[c], tick)
     if not take_in(
         t, x, s.bank[c], s.ready[c], s.near[c], s.rank[c], s.entry[c], s.count[c], burst, is_write, -1 - request, tick
     ):

@@ -574,7 +574,7 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
         touched = entry[TOUCHED, e]
         count[HITS if touched == 0 else (MISSES if touched == 1 else CONFLICTS)] += 1
         count[BUSY] += t.burst_ticks
-        bank[STREAK, b] += 1
+        bank[STREAK, b] = min(bank[STREAK, b] + 1, t.cap)  # more makes no difference
         bank[CLOSE_FROM, b] = tick + t.page_idle
         if kind == RD:
             end = tick + t.read_ticks

@@ -1,34 +1,36 @@
-"""Jumps over periodic stretches of one stream: what a channel did from a state once, it does from that state again.
+"""Jumps over periodic stretches of a stream: what a channel did from a state once, it does from that state again.
 
-Every `t.steady` bursts of a long segment the channel's state is written relative to the clock and to the address it has
-reached. States met before are found in a memo with what followed them up to the next such point, so that whole
-stretches are advanced by adding differences. Nothing is approximated: a stretch is only taken over if the state is
-equal in every word, no refresh falls due in it and the segment goes on beyond it.
+Every `t.steady` bursts of a stream the channel's state is written down as `dram_state` does it. States met before are
+found in a memo with what followed them up to a later such point, so that whole stretches are advanced by adding
+differences, also from one segment into the next where that goes on at the next burst. A stretch with a refresh in it is
+remembered for the state together with the ticks at which refreshes fall due. Nothing is approximated: a stretch is only
+taken over if the state is equal in every word and the stream goes on beyond it.
 """
 
 import numpy as np
 
-from sim.kernels.dram_issue import account, choose
+from sim.kernels.dram_issue import account, next_due
+from sim.kernels.dram_state import (
+    BANK_WORDS,
+    FAR_ROW,
+    KEPT,
+    NO_ROW,
+    SCALARS,
+    describe,
+    lies_still,
+    owner_of,
+    restore,
+    row_code,
+)
 from sim.kernels.dram_tables import (
-    ADDRESS,
-    AGE,
-    ARRIVAL,
-    BACK,
-    BUS_COLUMN,
-    BUS_ROW,
+    ABSORBED,
     BUSY,
-    CLOSE_FROM,
     CURSOR,
     DATA_END,
-    DEBT,
     DUE,
-    ENTRY_BANK,
-    ENTRY_ROW,
-    FORWARD,
-    FREE_R,
-    FRONT,
-    HEAD_R,
-    HIT_R,
+    FIRST_AGE,
+    FORWARDED,
+    GRACE,
     IS_WRITE,
     LAST_END,
     LAST_READ_END,
@@ -37,178 +39,55 @@ from sim.kernels.dram_tables import (
     MARK_BURST,
     MARK_ERA,
     MARK_TICK,
-    MODE,
-    N_COMMANDS,
+    MOST_SERVED,
     N_COUNTS,
+    NEVER,
     NEXT_AGE,
-    OPEN,
-    OVERDUE,
-    OWNER,
-    PREA,
-    QUEUED_R,
-    REF,
+    NEXT_DUE,
+    RD,
     REMAINING,
     ROW,
     SEGMENT,
+    SEGMENTS,
+    SERVED,
     SINCE,
-    STALE,
     STREAK,
-    TAIL_R,
+    TASK,
     TIME_ACTIVE,
     TIME_PRECHARGED,
-    TOUCHED,
-    URGENT_FROM,
+    TIME_REFRESH,
+    VISIBLE,
     WANTED,
-    bank_and_row,
 )
 from sim.kernels.jit import inlined, leaf
 
-# Words of `ChannelState.memo_after`, one row a known state: what changed up to the next point. Ticks that did not
-# change are marked by UNTOUCHED.
-TICKS, NEXT, AFTER_LAST_END, AFTER_LAST_READ, AFTER_LAST_WRITE, AFTER_DATA_END, SERVED, AFTER_COUNTS = range(8)
+# Words of `ChannelState.memo_after`, one row a known state: what changed up to the next point. Ticks count from that
+# point; those that did not change are marked by UNTOUCHED. BURSTS: of the stretch. OLDEST: how much older than its
+# first burst the oldest read is that was served in it. Then the classes of the phases that it went through, the
+# counters, AFTER_RANK words for each rank, how often each open row was used that lies still now but did not, else -1,
+# and the reads served: ages and ticks counted from the start.
+TICKS, BURSTS, NEXT, AFTER_LAST_END, AFTER_LAST_READ, AFTER_LAST_WRITE, AFTER_LAST_ACCEPT = 0, 1, 2, 3, 4, 5, 6
+AFTER_SERVED, OLDEST, AFTER_PHASES = 7, 8, 9
+MOST_PHASES = 8
+AFTER_COUNTS = AFTER_PHASES + MOST_PHASES
+AFTER_RANKS = AFTER_COUNTS + N_COUNTS
+RANK_SINCE, RANK_ACTIVE, RANK_PRECHARGED, RANK_REFRESH, RANK_DUE, AFTER_RANK = 0, 1, 2, 3, 4, 5
 UNTOUCHED = -(2**60)
 UNKNOWN = -1
+AGE_OFFSET = 2**20
+SERVED_BITS = 24
 
-# Words of `ChannelState.mark_count`: what the marked state's sequel is measured against.
-BEFORE_LAST_END, BEFORE_LAST_READ, BEFORE_LAST_WRITE, BEFORE_DATA_END, BEFORE_WANTED, BEFORE_COUNTS = range(6)
-
-SCALARS = 8
-ENTRY_WORDS = 4
-
-
-@inlined
-def relative(tick, now, least):
-    """A tick counted from `now`, but no less than `least`, below which it has no effect any more."""
-    return max(tick - now, least)
+# Words of `ChannelState.mark`: what the marked state's sequel is measured against, then the counters, MARK_RANK words
+# for each rank and, of each bank, its open row, and in the lowest bits whether that is far and whether it lies still.
+MARK_LAST_END, MARK_LAST_READ, MARK_LAST_WRITE, MARK_AGE, MARK_SERVED, MARK_REACH, MARK_MARKS = 0, 1, 2, 3, 4, 5, 6
+MARK_COUNTS = 7
+MARK_RANKS = MARK_COUNTS + N_COUNTS
+MARK_ACTIVE, MARK_PRECHARGED, MARK_REFRESH, MARK_DUE, MARK_RANK = 0, 1, 2, 3, 4
 
 
 @leaf
-def describe(t, x, bank, ready, near, rank, ring, entry, word, burst, owner, d, now):
-    """Write the state into `word`; return how many words, or 0 if requests of other segments are queued."""
-    row = burst >> t.period_bits
-    word[0] = burst & ((1 << t.period_bits) - 1)
-    word[1] = d
-    word[2] = x[MODE]
-    word[3] = x[QUEUED_R + d]
-    word[4] = relative(x[FRONT], now, np.int64(0))
-    word[5] = relative(x[BUS_ROW], now, np.int64(0))
-    word[6] = relative(x[BUS_COLUMN], now, np.int64(0))
-    word[7] = x[QUEUED_R + 1 - d]
-    if word[7] > 0:
-        return np.int64(0)
-    n = np.int64(SCALARS)
-    for b in range(t.banks):
-        word[n] = -1
-        word[n + 1] = 0
-        if bank[ROW, b] >= 0:
-            word[n] = bank[ROW, b] - (row << t.period_shift) + (1 << 40)
-            word[n + 1] = bank[STREAK, b]
-        word[n + 2] = relative(bank[CLOSE_FROM, b], now, np.int64(0))
-        n += 3
-        for k in range(N_COMMANDS):
-            word[n] = relative(ready[b, k], now, np.int64(0))
-            n += 1
-    for i in range(near.shape[0]):
-        word[n] = relative(near[i], now, np.int64(0))
-        n += 1
-    for r in range(t.ranks):
-        word[n] = rank[OPEN, r]
-        word[n + 1] = relative(rank[SINCE, r], now, np.int64(0))
-        word[n + 2] = min(rank[DEBT, r], 1)
-        n += 3
-    for w in range(ring.shape[0]):
-        size = t.window_size[w]
-        for node in range(t.groups):
-            place = ring[w, node, size]
-            for _ in range(size):
-                word[n] = relative(ring[w, node, place], now, -t.window_gap[w])
-                place = place + 1 if place + 1 < size else np.int64(0)
-                n += 1
-    for b in range(t.banks):
-        e = bank[HEAD_R + d, b]
-        while e >= 0:
-            if entry[OWNER, e] != owner:
-                return np.int64(0)
-            word[n] = entry[ADDRESS, e] - burst
-            word[n + 1] = x[NEXT_AGE] - entry[AGE, e]
-            word[n + 2] = now - entry[ARRIVAL, e]
-            word[n + 3] = entry[TOUCHED, e]
-            n += ENTRY_WORDS
-            e = entry[FORWARD, e]
-    return n
-
-
-@leaf
-def restore(t, x, bank, ready, near, rank, ring, entry, word, burst, owner, d, now):
-    """Make the state what `word` describes, at tick `now` and burst `burst`; the queue lists are built anew."""
-    row = burst >> t.period_bits
-    x[FRONT] = now + word[4]
-    x[BUS_ROW] = now + word[5]
-    x[BUS_COLUMN] = now + word[6]
-    x[STALE] = 1
-    x[URGENT_FROM] = now
-    for b in range(t.banks):
-        e = bank[HEAD_R + d, b]
-        while e >= 0:
-            after = entry[FORWARD, e]
-            entry[FORWARD, e] = x[FREE_R + d]
-            x[FREE_R + d] = e
-            e = after
-        bank[HEAD_R + d, b] = -1
-        bank[TAIL_R + d, b] = -1
-        bank[HIT_R + d, b] = -1
-        bank[HIT_R + 1 - d, b] = -1
-    n = np.int64(SCALARS)
-    for b in range(t.banks):
-        bank[ROW, b] = -1 if word[n] < 0 else word[n] - (1 << 40) + (row << t.period_shift)
-        bank[STREAK, b] = word[n + 1]
-        bank[CLOSE_FROM, b] = now + word[n + 2]
-        n += 3
-        for k in range(N_COMMANDS):
-            ready[b, k] = now + word[n]
-            n += 1
-    for i in range(near.shape[0]):
-        near[i] = now + word[n]
-        n += 1
-    for r in range(t.ranks):
-        rank[OPEN, r] = word[n]
-        n += 3
-    for w in range(ring.shape[0]):
-        size = t.window_size[w]
-        for node in range(t.groups):
-            for place in range(size):
-                ring[w, node, place] = now + word[n]
-                n += 1
-            ring[w, node, size] = 0
-    x[QUEUED_R + d] = word[3]
-    for _ in range(word[3]):
-        e = x[FREE_R + d]
-        x[FREE_R + d] = entry[FORWARD, e]
-        address = burst + word[n]
-        b, entry_row = bank_and_row(t, address)
-        entry[ADDRESS, e] = address
-        entry[ENTRY_ROW, e] = entry_row
-        entry[ENTRY_BANK, e] = b
-        entry[AGE, e] = x[NEXT_AGE] - word[n + 1]
-        entry[ARRIVAL, e] = now - word[n + 2]
-        entry[TOUCHED, e] = word[n + 3]
-        entry[OWNER, e] = owner
-        entry[FORWARD, e] = -1
-        tail = bank[TAIL_R + d, b]
-        entry[BACK, e] = tail
-        if tail < 0:
-            bank[HEAD_R + d, b] = e
-        else:
-            entry[FORWARD, tail] = e
-        bank[TAIL_R + d, b] = e
-        if bank[HIT_R + d, b] < 0 and bank[ROW, b] == entry_row:
-            bank[HIT_R + d, b] = e
-        n += ENTRY_WORDS
-
-
-@leaf
-def find(s, length):
-    """Number of the described state in the memo, added if it is new, or UNKNOWN.
+def find(s, length, add):
+    """Number of the state described in `memo_word` by `length` words, or UNKNOWN; `add`: added if it is new.
 
     Once the memo is half full, a new state is only added when met for the second time, so that the many states met once
     do not drive out the others. A full memo is emptied.
@@ -219,17 +98,20 @@ def find(s, length):
     size = index.shape[0]
     code = np.int64(length)
     for i in range(length):
-        code = (code * 31 + (word[i] & 0xFFFFFF)) & 0xFFFFFFFFFF
-    code ^= code >> 20
-    slot = code & (size - 1)
+        code = (code ^ (word[i] & 0x7FFFFFFF)) * 0x5DEECE65
+        code = (code >> 15 ^ word[i] >> 31) & 0x7FFFFFFF
+    slot = (code ^ code >> 13) & (size - 1)
     while index[slot] >= 0:
         known = states[index[slot]]
         same = np.int64(0)
-        while same < length and known[same] == word[same]:
-            same += 1
-        if same == length and known[states.shape[1] - 1] == length:
-            return index[slot]
+        if known[states.shape[1] - 1] == length:
+            while same < length and known[same] == word[same]:
+                same += 1
+            if same == length:
+                return index[slot]
         slot = (slot + 1) & (size - 1)
+    if not add:
+        return np.int64(UNKNOWN)
     n = s.memo_count[0]
     seen = code & (s.memo_seen.shape[0] - 1)
     if 2 * n >= states.shape[0] and s.memo_seen[seen] != code:
@@ -239,7 +121,7 @@ def find(s, length):
         index[:] = -1
         s.memo_count[1] += 1
         n = np.int64(0)
-        slot = code & (size - 1)
+        slot = (code ^ code >> 13) & (size - 1)
     known = states[n]
     for i in range(length):
         known[i] = word[i]
@@ -251,151 +133,342 @@ def find(s, length):
 
 
 @inlined
+def find_refresh(t, s, c, known, phase, now):
+    """Number of state `known` together with the refreshes that fall due after `now`, or UNKNOWN.
+
+    Later ones than any stretch reaches are all alike. Ranks that fall due at once take turns by their numbers.
+    """
+    word = s.memo_word
+    word[0] = -1 - known
+    word[1] = 0
+    for k in range(t.ranks):
+        r = t.phase_ranks[phase, k]
+        word[1] = word[1] << 4 | r
+        word[2 + k] = min(s.rank[c, NEXT_DUE, r] - now, t.refresh_reach)
+    return find(s, 2 + t.ranks, False)
+
+
+@inlined
 def changed(tick, before, now):
     """A tick counted from `now` if it is no longer what it was `before`, else UNTOUCHED."""
     return tick - now if tick != before else np.int64(UNTOUCHED)
 
 
-@leaf
-def learn(s, c, p, known, now):
-    """Note what followed the marked state of class `c` up to the state `known` reached at `now`."""
-    x = s.scalar[c]
-    before = s.mark_count[c]
-    after = s.memo_after[x[MARK]]
-    begin = x[MARK_TICK]
-    after[TICKS] = now - begin
-    after[NEXT] = known
-    after[AFTER_LAST_END] = changed(x[LAST_END], before[BEFORE_LAST_END], now)
-    after[AFTER_LAST_READ] = changed(x[LAST_READ_END], before[BEFORE_LAST_READ], now)
-    after[AFTER_LAST_WRITE] = changed(x[LAST_WRITE], before[BEFORE_LAST_WRITE], now)
-    after[AFTER_DATA_END] = changed(s.segment[c, DATA_END, p], before[BEFORE_DATA_END], now)
-    after[SERVED] = before[BEFORE_WANTED] - s.segment[c, WANTED, p]
-    for i in range(N_COUNTS):
-        after[AFTER_COUNTS + i] = s.count[c, i] - before[BEFORE_COUNTS + i]
-    n = AFTER_COUNTS + N_COUNTS
-    place = BEFORE_COUNTS + N_COUNTS
-    for r in range(s.rank.shape[2]):
-        after[n] = s.rank[c, SINCE, r] - now
-        after[n + 1] = s.rank[c, TIME_ACTIVE, r] - before[place]
-        after[n + 2] = s.rank[c, TIME_PRECHARGED, r] - before[place + 1]
-        n += 3
-        place += 2
+@inlined
+def phase_of(t, burst):
+    """The phase of the address period at a burst."""
+    return (burst & (1 << t.period_bits) - 1) >> t.steady_bits
 
 
 @leaf
-def mark(s, c, p, known, burst, now):
-    """Remember class `c`'s counters at a state whose sequel is not known yet."""
+def keep_mark(t, s, c, known, burst, now, reach, marks):
+    """Remember class `c`'s counters at a state whose sequel is to be learnt."""
     x = s.scalar[c]
     x[MARK] = known
     x[MARK_TICK] = now
     x[MARK_BURST] = burst
-    before = s.mark_count[c]
-    before[BEFORE_LAST_END] = x[LAST_END]
-    before[BEFORE_LAST_READ] = x[LAST_READ_END]
-    before[BEFORE_LAST_WRITE] = x[LAST_WRITE]
-    before[BEFORE_DATA_END] = s.segment[c, DATA_END, p]
-    before[BEFORE_WANTED] = s.segment[c, WANTED, p]
+    x[MARK_ERA] = s.memo_count[1]
+    before = s.mark[c]
+    before[MARK_LAST_END] = x[LAST_END]
+    before[MARK_LAST_READ] = x[LAST_READ_END]
+    before[MARK_LAST_WRITE] = x[LAST_WRITE]
+    before[MARK_AGE] = x[NEXT_AGE]
+    before[MARK_SERVED] = x[SERVED]
+    before[MARK_REACH] = reach
+    before[MARK_MARKS] = marks
     for i in range(N_COUNTS):
-        before[BEFORE_COUNTS + i] = s.count[c, i]
-    place = BEFORE_COUNTS + N_COUNTS
-    for r in range(s.rank.shape[2]):
-        before[place] = s.rank[c, TIME_ACTIVE, r]
-        before[place + 1] = s.rank[c, TIME_PRECHARGED, r]
-        place += 2
+        before[MARK_COUNTS + i] = s.count[c, i]
+    n = np.int64(MARK_RANKS)
+    for r in range(t.ranks):
+        before[n + MARK_ACTIVE] = s.rank[c, TIME_ACTIVE, r]
+        before[n + MARK_PRECHARGED] = s.rank[c, TIME_PRECHARGED, r]
+        before[n + MARK_REFRESH] = s.rank[c, TIME_REFRESH, r]
+        before[n + MARK_DUE] = s.rank[c, NEXT_DUE, r]
+        n += MARK_RANK
+    phase = phase_of(t, burst)
+    offset = burst >> t.period_bits << t.period_shift
+    for b in range(t.banks):
+        row = s.bank[c, ROW, b]
+        code = row_code(row, t.phase_rows[phase, b] + offset) if row >= 0 else np.int64(NO_ROW)
+        before[n] = row << 2 | (code == FAR_ROW) << 1 | lies_still(t, s.bank[c], b, code)
+        n += 1
+
+
+@leaf
+def learn(t, s, c, known, burst, marks, now):
+    """Note what followed the marked state of class `c` up to the state `known` reached at `now`, if that may recur."""
+    x = s.scalar[c]
+    count = s.count[c]
+    before = s.mark[c]
+    began = x[MARK_TICK]
+    bursts = burst - x[MARK_BURST]
+    d = s.segment[c, IS_WRITE, x[SEGMENT]]
+    steps = bursts >> t.steady_bits
+    served = x[SERVED] - before[MARK_SERVED]
+    if (
+        x[MARK_ERA] != s.memo_count[1]
+        or bursts != x[NEXT_AGE] - before[MARK_AGE]
+        or bursts > before[MARK_REACH]
+        or bursts == 0
+        or steps > MOST_PHASES
+        or served > MOST_SERVED
+        or marks != before[MARK_MARKS]
+        or now - began >> SERVED_BITS != 0
+        or count[RD + 1 - d] != before[MARK_COUNTS + RD + 1 - d]
+        or count[FORWARDED] != before[MARK_COUNTS + FORWARDED]
+        or count[ABSORBED] != before[MARK_COUNTS + ABSORBED]
+        or (x[LAST_END] == before[MARK_LAST_END] and count[BUSY] != before[MARK_COUNTS + BUSY])
+    ):
+        return
+    refreshed = False
+    for r in range(t.ranks):
+        if s.rank[c, NEXT_DUE, r] != before[MARK_RANKS + r * MARK_RANK + MARK_DUE]:
+            refreshed = True
+    place = np.int64(MARK_RANKS + t.ranks * MARK_RANK)
+    far = s.memo_state[known]
+    first = SCALARS + t.ranks
+    phase = phase_of(t, burst)
+    for k in range(t.banks):
+        b = t.phase_banks[phase, k]
+        same_row = before[place + b] >> 2 == s.bank[c, ROW, b]
+        if far[first + k * BANK_WORDS] & 255 == FAR_ROW and not (same_row and before[place + b] & 2 == 2):
+            return
+    start = x[MARK]
+    begin = phase_of(t, x[MARK_BURST])
+    if refreshed:
+        if t.postponable > 0 or now - began >= t.refresh_reach:
+            return
+        word = s.memo_word
+        word[0] = -1 - start
+        word[1] = 0
+        for k in range(t.ranks):
+            r = t.phase_ranks[begin, k]
+            word[1] = word[1] << 4 | r
+            word[2 + k] = min(before[MARK_RANKS + r * MARK_RANK + MARK_DUE] - began, t.refresh_reach)
+        start = find(s, 2 + t.ranks, True)
+        if start < 0 or x[MARK_ERA] != s.memo_count[1]:
+            return
+    after = s.memo_after[start]
+    after[TICKS] = now - began
+    after[BURSTS] = bursts
+    after[NEXT] = known
+    after[AFTER_LAST_END] = changed(x[LAST_END], before[MARK_LAST_END], now)
+    after[AFTER_LAST_READ] = changed(x[LAST_READ_END], before[MARK_LAST_READ], now)
+    after[AFTER_LAST_WRITE] = changed(x[LAST_WRITE], before[MARK_LAST_WRITE], now)
+    after[AFTER_LAST_ACCEPT] = s.segment[c, DATA_END, x[SEGMENT]] - now if d == 1 else UNTOUCHED
+    after[AFTER_SERVED] = served if d == 0 else 0
+    phases = t.phase_kind.shape[0]
+    for i in range(steps):
+        after[AFTER_PHASES + i] = t.phase_kind[(begin + i) & (phases - 1)]
+    for i in range(N_COUNTS):
+        after[AFTER_COUNTS + i] = count[i] - before[MARK_COUNTS + i]
+    n = np.int64(AFTER_RANKS)
+    for k in range(t.ranks):
+        r = t.phase_ranks[begin, k]
+        place = MARK_RANKS + r * MARK_RANK
+        after[n + RANK_SINCE] = s.rank[c, SINCE, r] - now
+        after[n + RANK_ACTIVE] = s.rank[c, TIME_ACTIVE, r] - before[place + MARK_ACTIVE]
+        after[n + RANK_PRECHARGED] = s.rank[c, TIME_PRECHARGED, r] - before[place + MARK_PRECHARGED]
+        after[n + RANK_REFRESH] = s.rank[c, TIME_REFRESH, r] - before[place + MARK_REFRESH]
+        after[n + RANK_DUE] = s.rank[c, NEXT_DUE, r] - before[place + MARK_DUE]
+        n += AFTER_RANK
+    for k in range(t.banks):
+        b = t.phase_banks[phase, k]
+        was = before[MARK_RANKS + t.ranks * MARK_RANK + b]
+        still = far[first + k * BANK_WORDS] >> 32 == KEPT
+        kept = was & 1 == 1 and was >> 2 == s.bank[c, ROW, b]
+        after[n + k] = s.bank[c, STREAK, b] if still and not kept else -1
+    n += t.banks
+    after[OLDEST] = -AGE_OFFSET
+    log = s.served[c]
+    for i in range(after[AFTER_SERVED]):
+        at = (before[MARK_SERVED] + i) & (log.shape[0] - 1)
+        older = before[MARK_AGE] - log[at, 0]
+        after[OLDEST] = max(after[OLDEST], older)
+        after[n + i] = (older + AGE_OFFSET) << SERVED_BITS | (log[at, 1] - began)
+
+
+@leaf
+def goes_on(s, c, bursts, now):
+    """Whether class `c` has, visible at `now`, more than `bursts` further bursts of one stream.
+
+    Reads may go on in the next segments. Writes complete as they are accepted, so that these end with their segment.
+    """
+    x = s.scalar[c]
+    segment = s.segment[c]
+    p = x[SEGMENT]
+    left = segment[REMAINING, p]
+    end = segment[CURSOR, p] + left
+    for _ in range(x[SEGMENTS] - 1):
+        if left > bursts or segment[IS_WRITE, p] == 1:
+            break
+        p = p + 1 if p + 1 < segment.shape[1] else np.int64(0)
+        if segment[IS_WRITE, p] == 1 or segment[CURSOR, p] != end or segment[VISIBLE, p] > now:
+            break
+        left += segment[REMAINING, p]
+        end += segment[REMAINING, p]
+    return left > bursts
+
+
+@leaf
+def serve_stretch(t, s, c, after, now, limit):
+    """Account to the segments of class `c` for the reads served in a stretch from `now` on, before it is accepted.
+
+    Returns the tick below which further stretches must end, or -1, with nothing done, if this one must not be taken: it
+    would end so late after the first completion in it that work could arrive before (see GRACE). Completions are put
+    on the list.
+    """
+    x = s.scalar[c]
+    segment = s.segment[c]
+    first = x[NEXT_AGE]
+    reads = after[AFTER_SERVED]
+    place = AFTER_RANKS + AFTER_RANK * t.ranks + t.banks
+    newest = x[SEGMENT]
+    left = segment[REMAINING, newest]
+    if left > after[BURSTS] and first - after[OLDEST] >= segment[FIRST_AGE, newest]:
+        segment[WANTED, newest] -= reads
+        if reads > 0:
+            tick = now + (after[place + reads - 1] & (1 << SERVED_BITS) - 1) + t.read_ticks
+            segment[DATA_END, newest] = max(segment[DATA_END, newest], tick)
+        return limit
+    while left <= after[BURSTS]:
+        newest = newest + 1 if newest + 1 < segment.shape[1] else np.int64(0)
+        segment[FIRST_AGE, newest] = first + left
+        left += segment[REMAINING, newest]
+    done = s.done_count[c]
+    for i in range(reads):
+        served = after[place + i]
+        p = owner_of(segment, newest, first + AGE_OFFSET - (served >> SERVED_BITS))
+        segment[WANTED, p] -= 1
+        if segment[WANTED, p] == 0:
+            tick = max(segment[DATA_END, p], now + (served & (1 << SERVED_BITS) - 1) + t.read_ticks)
+            limit = min(limit, tick + max(x[GRACE], 1))
+            s.done_task[c, done] = segment[TASK, p]
+            s.done_tick[c, done] = tick
+            done += 1
+    too_long = now + after[TICKS] >= limit
+    for i in range(reads):
+        served = after[place + i]
+        p = owner_of(segment, newest, first + AGE_OFFSET - (served >> SERVED_BITS))
+        if too_long:
+            segment[WANTED, p] += 1
+        else:
+            tick = now + (served & (1 << SERVED_BITS) - 1) + t.read_ticks
+            segment[DATA_END, p] = max(segment[DATA_END, p], tick)
+    if too_long:
+        return np.int64(-1)
+    s.done_count[c] = done
+    return limit
+
+
+@leaf
+def take_stretch(t, s, c, after, phase, now):
+    """Advance class `c` from `now`, at a point of `phase`, by the stretch `after`, but for what describes its state."""
+    x = s.scalar[c]
+    segment = s.segment[c]
+    p = x[SEGMENT]
+    now += after[TICKS]
+    left = after[BURSTS]
+    if segment[IS_WRITE, p] == 1:
+        segment[WANTED, p] -= left
+        segment[DATA_END, p] = max(segment[DATA_END, p], now + after[AFTER_LAST_ACCEPT])
+    while left >= segment[REMAINING, p]:
+        left -= segment[REMAINING, p]
+        segment[REMAINING, p] = 0
+        x[SEGMENTS] -= 1
+        p = p + 1 if p + 1 < segment.shape[1] else np.int64(0)
+    x[SEGMENT] = p
+    segment[CURSOR, p] += left
+    segment[REMAINING, p] -= left
+    x[NEXT_AGE] += after[BURSTS]
+    if after[AFTER_LAST_END] != UNTOUCHED:
+        x[LAST_END] = max(x[LAST_END], now + after[AFTER_LAST_END])
+    if after[AFTER_LAST_READ] != UNTOUCHED:
+        x[LAST_READ_END] = max(x[LAST_READ_END], now + after[AFTER_LAST_READ])
+    if after[AFTER_LAST_WRITE] != UNTOUCHED:
+        x[LAST_WRITE] = now + after[AFTER_LAST_WRITE]
+    for i in range(N_COUNTS):
+        s.count[c, i] += after[AFTER_COUNTS + i]
+    n = np.int64(AFTER_RANKS)
+    for k in range(t.ranks):
+        r = t.phase_ranks[phase, k]
+        s.rank[c, SINCE, r] = now + after[n + RANK_SINCE]
+        s.rank[c, TIME_ACTIVE, r] += after[n + RANK_ACTIVE]
+        s.rank[c, TIME_PRECHARGED, r] += after[n + RANK_PRECHARGED]
+        s.rank[c, TIME_REFRESH, r] += after[n + RANK_REFRESH]
+        s.rank[c, NEXT_DUE, r] += after[n + RANK_DUE]
+        n += AFTER_RANK
+    next_due(t, x, s.rank[c])
+    phase = phase_of(t, segment[CURSOR, p])
+    for k in range(t.banks):
+        if after[n + k] >= 0:
+            s.bank[c, STREAK, t.phase_banks[phase, k]] = after[n + k]
 
 
 @leaf
 def leap(t, s, c, now, until):
     """Class `c` is about to accept, at `now`, a burst at a multiple of `t.steady`: jump as far as the memo knows.
 
-    Returns the tick of the jump's end (`now` if there was none), where the next such burst is about to be accepted. The
-    end stays below `until`.
+    Returns the tick of the jump's end (`now` if there was none), where a later such burst is about to be accepted. The
+    end stays below `until`. Segments may have completed on the way (see `done_count`).
     """
     x = s.scalar[c]
     segment = s.segment[c]
+    phases = t.phase_kind.shape[0]
     p = x[SEGMENT]
     d = segment[IS_WRITE, p]
-    burst = segment[CURSOR, p]
-    length = describe(
-        t, x, s.bank[c], s.ready[c], s.near[c], s.rank[c], s.ring[c], s.entry[c], s.memo_word, burst, p, d, now
-    )
-    if length == 0 or x[OVERDUE] >= 0:
-        x[MARK] = -1
-        return now
-    era = s.memo_count[1]
-    for r in range(t.ranks):
-        account(s.rank[c], r, now)
-    known = find(s, length)
-    if (
-        known >= 0
-        and x[MARK] >= 0
-        and era == s.memo_count[1]
-        and x[MARK_ERA] == era
-        and x[MARK_BURST] + t.steady == burst
-        and (
-            x[LAST_END] != s.mark_count[c, BEFORE_LAST_END] or s.count[c, BUSY] == s.mark_count[c, BEFORE_COUNTS + BUSY]
-        )
-        and s.mark_count[c, BEFORE_COUNTS + REF] == s.count[c, REF]
-        and s.mark_count[c, BEFORE_COUNTS + PREA] == s.count[c, PREA]
-    ):
-        learn(s, c, p, known, now)
-    x[MARK] = -1
-    if known < 0:
-        return now
-    start = known
+    if segment[WANTED, p] == segment[REMAINING, p]:
+        segment[FIRST_AGE, p] = x[NEXT_AGE]
+    limit = until
     while True:
-        after = s.memo_after[known]
-        if (
-            after[TICKS] < 0
-            or segment[REMAINING, p] <= 2 * t.steady
-            or now + after[TICKS] >= until
-            or now + after[TICKS] >= x[DUE]
-        ):
-            break
-        now += after[TICKS]
-        known = after[NEXT]
-        burst += t.steady
-        segment[CURSOR, p] = burst
-        segment[REMAINING, p] -= t.steady
-        segment[WANTED, p] -= after[SERVED]
-        x[NEXT_AGE] += t.steady
-        if after[AFTER_LAST_END] != UNTOUCHED:
-            x[LAST_END] = max(x[LAST_END], now + after[AFTER_LAST_END])
-        if after[AFTER_LAST_READ] != UNTOUCHED:
-            x[LAST_READ_END] = max(x[LAST_READ_END], now + after[AFTER_LAST_READ])
-        if after[AFTER_LAST_WRITE] != UNTOUCHED:
-            x[LAST_WRITE] = now + after[AFTER_LAST_WRITE]
-        if after[AFTER_DATA_END] != UNTOUCHED:
-            segment[DATA_END, p] = max(segment[DATA_END, p], now + after[AFTER_DATA_END])
-        for i in range(N_COUNTS):
-            s.count[c, i] += after[AFTER_COUNTS + i]
-        n = AFTER_COUNTS + N_COUNTS
+        burst = segment[CURSOR, x[SEGMENT]]
+        length, reach, marks = describe(t, s, c, burst, d, now)
+        if length == 0:
+            x[MARK] = -1
+            return now
         for r in range(t.ranks):
-            s.rank[c, SINCE, r] = now + after[n]
-            s.rank[c, TIME_ACTIVE, r] += after[n + 1]
-            s.rank[c, TIME_PRECHARGED, r] += after[n + 2]
-            n += 3
-        start = np.int64(-1)
-    if start < 0:
-        restore(
-            t,
-            x,
-            s.bank[c],
-            s.ready[c],
-            s.near[c],
-            s.rank[c],
-            s.ring[c],
-            s.entry[c],
-            s.memo_state[known],
-            burst,
-            p,
-            d,
-            now,
-        )
-        for b in range(t.banks):
-            choose(t, s.bank[c], s.ready[c], s.rank[c], s.entry[c], b, np.int64(0))
-            choose(t, s.bank[c], s.ready[c], s.rank[c], s.entry[c], b, np.int64(1))
-    if s.memo_after[known, TICKS] < 0:
-        mark(s, c, p, known, burst, now)
-        x[MARK_ERA] = s.memo_count[1]
-    return now
+            account(s.rank[c], r, now)
+        known = find(s, length, True)
+        era = s.memo_count[1]
+        if known >= 0 and x[MARK] >= 0:
+            learn(t, s, c, known, burst, marks, now)
+        x[MARK] = -1
+        if known < 0 or era != s.memo_count[1]:
+            return now
+        age = x[NEXT_AGE]
+        renamed = False
+        while not renamed:
+            phase = phase_of(t, segment[CURSOR, x[SEGMENT]])
+            after = s.memo_after[known]
+            if after[TICKS] < 0 or now + after[TICKS] >= x[DUE]:
+                if x[DUE] - now >= t.refresh_reach:
+                    break
+                known_then = find_refresh(t, s, c, known, phase, now)
+                if known_then < 0:
+                    break
+                after = s.memo_after[known_then]
+            if after[TICKS] < 0 or now + after[TICKS] >= limit or x[NEXT_AGE] - age + after[BURSTS] > reach:
+                break
+            steps = after[BURSTS] >> t.steady_bits
+            alike = True
+            for i in range(1, steps):
+                alike = alike and t.phase_kind[(phase + i) & (phases - 1)] == after[AFTER_PHASES + i]
+            if not alike or not goes_on(s, c, after[BURSTS], now):
+                break
+            if d == 0:
+                further = serve_stretch(t, s, c, after, now, limit)
+                if further < 0:
+                    break
+                limit = further
+            take_stretch(t, s, c, after, phase, now)
+            now += after[TICKS]
+            known = after[NEXT]
+            # The state is known, but what follows it here is not what followed it there.
+            renamed = s.memo_state[known, 0] != t.phase_kind[(phase + steps) & (phases - 1)]
+        if x[NEXT_AGE] > age:
+            restore(t, s, c, s.memo_state[known], d, now, age)
+        if not renamed:
+            if reach < NEVER:
+                reach -= x[NEXT_AGE] - age
+            keep_mark(t, s, c, known, segment[CURSOR, x[SEGMENT]], now, reach, marks)
+            return now

@@ -38,7 +38,9 @@ SIDE, OVERDUE, URGENT_FROM = 25, 26, 27
 # writes of the batch still to move, bank last served in turn, and the transaction queues.
 HELD, LEFT, DRAINING, POINTER = 28, 29, 30, 31
 TRANS_HEAD_R, TRANS_HEAD_W, TRANS_TAIL_R, TRANS_TAIL_W = 32, 33, 34, 35
-N_SCALARS = 36
+# Ticks after the completion of a segment before which no work can arrive in response to it, and reads served so far.
+GRACE, SERVED = 36, 37
+N_SCALARS = 38
 
 # Per bank (`ChannelState.bank`): open row (-1: closed), column commands since ACT, request lists and, for either
 # direction, what the bank's best request wants: command, entry, its order among commands that are ready at once (class,
@@ -81,15 +83,19 @@ ADDRESS, ENTRY_ROW, ENTRY_BANK, AGE, OWNER, ARRIVAL, FORWARD, BACK, TOUCHED = 0,
 MERGED, IS_A_WRITE = 9, 10  # next request served along with this one; direction
 N_ENTRY = 11
 
-# Per segment of the ring (`ChannelState.segment`). WANTED: bursts not yet served.
-CURSOR, REMAINING, IS_WRITE, TASK, VISIBLE, WANTED, DATA_END = 0, 1, 2, 3, 4, 5, 6
-N_SEGMENT = 7
+# Per segment of the ring (`ChannelState.segment`). WANTED: bursts not yet served. FIRST_AGE: of the first request, of
+# reads under way.
+CURSOR, REMAINING, IS_WRITE, TASK, VISIBLE, WANTED, DATA_END, FIRST_AGE = 0, 1, 2, 3, 4, 5, 6, 7
+N_SEGMENT = 8
 
 # Counters (`ChannelState.count`): commands at 0..7, then these.
 HITS, MISSES, CONFLICTS, BUSY, READ_LATENCY, READS_DONE, FORWARDED, ABSORBED = 8, 9, 10, 11, 12, 13, 14, 15
 N_COUNTS = 16
 
 LOG_FIELDS = 6
+
+# Most reads served in a stretch that `dram_steady` remembers.
+MOST_SERVED = 320
 
 
 class DramTables(NamedTuple):
@@ -147,8 +153,17 @@ class DramTables(NamedTuple):
     piece_row: np.ndarray  # 1: a piece of the row, 0: of the bank number
     bursts: int  # of the channel
     steady: int  # bursts between two points at which a stretch may be jumped over; 0: never
+    steady_bits: int  # its logarithm
     period_bits: int  # adding 2**period_bits to an address only changes the row, by 2**period_shift
     period_shift: int
+    phase_kind: np.ndarray  # [2**period_bits / steady] and the next four: see `sim.dram_phases`
+    phase_banks: np.ndarray  # [phases, banks]
+    phase_groups: np.ndarray  # [phases, groups]
+    phase_ranks: np.ndarray  # [phases, ranks]
+    phase_rows: np.ndarray  # [phases, banks]
+    renamed: int  # 1: banks are named by phase
+    refresh_reach: int  # ticks ahead up to which refreshes are told apart
+    pim: np.ndarray  # see `pim_tables`: tables of processing in memory
 
 
 class ChannelState(NamedTuple):
@@ -168,13 +183,15 @@ class ChannelState(NamedTuple):
     done_count: np.ndarray  # [C]
     log: np.ndarray  # [C, capacity, LOG_FIELDS]: kind, tick, rank, bank group, bank, row
     request_done: np.ndarray  # [requests of a trace]
-    mark_count: np.ndarray  # [C, 5 + N_COUNTS + 2 * ranks]: counters at the last point whose sequel is to be learnt
+    served: np.ndarray  # [C, a power of two, 2]: age and tick of the reads served last, number n at place n
+    mark: np.ndarray  # [C, words]: counters at the last point whose sequel is to be learnt, see `dram_steady`
     memo_word: np.ndarray  # [words]: the state looked for; this and all below are shared by the classes
     memo_state: np.ndarray  # [states, words + 1]: known states, and their length
     memo_after: np.ndarray  # [states, ...]: what followed each, see `dram_steady`
     memo_index: np.ndarray  # hash table of state numbers
     memo_seen: np.ndarray  # hashes of states met
     memo_count: np.ndarray  # [2]: known states, how often the memo was emptied
+    pim: np.ndarray  # [C, words], see `pim_tables`
 
 
 @inlined

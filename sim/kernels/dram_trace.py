@@ -6,34 +6,9 @@ up all that follow. Channels are independent between offers, so each is only tak
 
 import numpy as np
 
-from sim.kernels.dram import offer, push, run_channel, step
-from sim.kernels.dram_tables import BEST_TICK, CLOCK, DUE, NEVER, STALE
+from sim.kernels.dram import COMPLETION, NO_SEGMENTS, offer, push, step
+from sim.kernels.dram_tables import BEST_TICK, CLOCK, DUE, NEVER, SEGMENTS, STALE
 from sim.kernels.jit import inlined, leaf
-
-
-@leaf
-def next_place(t, s, channel, done, under, count):
-    """Tick at which one of the `count` requests under way has completed, and its place in `under`.
-
-    Channels whose next command comes before the earliest completion known are advanced, never past it.
-    """
-    while True:
-        first = NEVER
-        place = np.int64(0)
-        low = NEVER
-        for k in range(count):
-            i = under[k]
-            if done[i] < first:
-                first = done[i]
-                place = np.int64(k)
-            elif done[i] == NEVER:
-                c = channel[i]
-                low = min(low, step(t, s, c, s.scalar[c, CLOCK], np.int64(0), np.int64(-1)))
-        if first <= low:
-            return first, place
-        for k in range(count):
-            if done[under[k]] == NEVER:
-                step(t, s, channel[under[k]], low + 1, np.int64(0), np.int64(-1))
 
 
 @inlined
@@ -69,7 +44,25 @@ def replay(t, s, channel, burst, is_write, earliest, in_flight, under, accepted)
                 if offered == channels:
                     begin = max(begin, tick + front)
                 if in_flight > 0 and count == in_flight:
-                    free, place = next_place(t, s, channel, done, under, count)
+                    # The first to complete; channels whose next command comes before are advanced, never past it.
+                    free = np.int64(NEVER)
+                    place = np.int64(0)
+                    low = np.int64(-1)
+                    while free > low:
+                        free = np.int64(NEVER)
+                        low = np.int64(NEVER)
+                        for k in range(count):
+                            if done[under[k]] < free:
+                                free = done[under[k]]
+                                place = np.int64(k)
+                            elif done[under[k]] == NEVER:
+                                c = channel[under[k]]
+                                now = s.scalar[c, CLOCK]
+                                low = min(low, step(t, s, c, now, np.int64(0), np.int64(COMPLETION)))
+                        for k in range(count if free > low else 0):
+                            if done[under[k]] == NEVER:
+                                step(t, s, channel[under[k]], low + 1, np.int64(0), np.int64(COMPLETION))
+                    c = channel[i]
                     begin = max(begin, free + 1)
                     count -= 1
                     under[place] = under[count]
@@ -96,7 +89,7 @@ def replay(t, s, channel, burst, is_write, earliest, in_flight, under, accepted)
             c = last
             until = np.int64(NEVER)
             last += 1
-        run_channel(t, s, c, until, np.int64(1 if until < NEVER else 0), wait)
+        step(t, s, c, until, np.int64(1 if until < NEVER else 0), wait)
         if wait >= 0:
             tick = -(-s.scalar[c, CLOCK] // front) * front
             offered = np.int64(0)
@@ -106,14 +99,21 @@ def replay(t, s, channel, burst, is_write, earliest, in_flight, under, accepted)
 def replay_runs(t, s, lo, n, is_write):
     """Serve runs of consecutive bursts on the only channel, in order and as fast as it takes them.
 
-    The same as `replay` of every single burst without a limit in flight, but in time proportional to the runs where the
-    steady-state shortcut applies; ticks of single requests are not kept.
+    The same as `replay` of every single burst without a limit in flight, but without a call for each, and long runs in
+    time proportional to them where the steady-state shortcut applies; ticks of single requests are not kept. False if
+    the ring of segments was too short: a request waited while all of it was gone through.
     """
+    x = s.scalar[0]
     i = np.int64(0)
-    while True:
+    while i < lo.shape[0]:
         while i < lo.shape[0] and push(t, s, np.int64(0), lo[i], n[i], is_write[i], i, np.int64(0)):
             i += 1
-        following = step(t, s, np.int64(0), np.int64(NEVER), np.int64(0), np.int64(-1))
+        if x[SEGMENTS] == 0:
+            return False
+        if i < lo.shape[0]:
+            step(t, s, np.int64(0), np.int64(NEVER), np.int64(0), np.int64(NO_SEGMENTS))
+            s.done_count[0] = 0
+    while step(t, s, np.int64(0), np.int64(NEVER), np.int64(0), np.int64(COMPLETION)) < NEVER:
         s.done_count[0] = 0
-        if following == NEVER and i == lo.shape[0]:
-            break
+    s.done_count[0] = 0
+    return True

@@ -1,9 +1,9 @@
 """The one way to compile a kernel: turns a plain function over numpy arrays into a cached numba function.
 
-numba's own cache looks only at the file a function stands in, so an edit in a helper module would go unnoticed. Each
-module's cache folder is therefore named by a hash of its source and of those it imports from, of the numba and Python
-versions and of the flags that change the machine code. With NUMBA_DISABLE_JIT=1 the functions stay plain Python, with
-the same results.
+numba's own cache looks only at the file a function stands in, so an edit in a helper module would go unnoticed, and at
+the file's place, so a second checkout would compile all again. Each module's cache folder is therefore named by a hash
+of its source and of those it imports from, of the numba and Python versions and of the flags that change the machine
+code, and by nothing else. With NUMBA_DISABLE_JIT=1 the functions stay plain Python, with the same results.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba.core import config as numba_config
+from numba.core import caching
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -72,14 +72,42 @@ def cache_folder(module: str) -> Path:
     return Path(tempfile.gettempdir()) / f"opcycle-{os.getuid() if hasattr(os, 'getuid') else 0}" / source_key(module)
 
 
+class _BySource(caching._CacheLocator):
+    """Where numba keeps a kernel: in the folder of its module's hash, which says all that makes a copy stale."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._module = function.__module__.rpartition(".")[2]
+        self._line = function.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder(self._module))
+
+    def get_source_stamp(self) -> str:
+        return source_key(self._module)
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], _file: str) -> "_BySource":
+        return cls(function)
+
+
+class _Files(caching.CompileResultCacheImpl):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._locator_classes: list[Any] = [_BySource]
+        super().__init__(function)
+
+
+class _Cache(caching.FunctionCache):
+    _impl_class = _Files
+
+
 def _compiled(function: Function, **options: Any) -> Function:
-    settings: Any = numba_config
-    before = settings.CACHE_DIR
-    settings.CACHE_DIR = str(cache_folder(function.__module__.rpartition(".")[2]))
-    try:
-        return numba.njit(cache=True, error_model="numpy", nogil=True, **options)(function)
-    finally:
-        settings.CACHE_DIR = before
+    compiled: Any = numba.njit(error_model="numpy", nogil=True, **options)(function)
+    if compiled is not function:  # NUMBA_DISABLE_JIT=1 gives the function back
+        compiled._cache = _Cache(function)
+    return compiled
 
 
 def kernel(function: Function) -> Function:

@@ -2,15 +2,17 @@
 
 A unit takes its lowest-numbered ready task; tasks that only join others end at once, before any unit picks. A memory
 task gives its segments to every channel class that carries a part of it and ends when the last part has. Channels are
-stepped command by command by `dram.advance`; none is ever taken past the moment at which another unit or channel could
-still hand it work.
+stepped command by command by `dram.step`; none is ever taken past the moment at which another unit could still hand
+it work, because of an event or because another channel may have completed a task.
 """
 
 import numpy as np
 
-from sim.kernels.dram import advance, push
+from sim.kernels.dram import COMPLETION, push, soonest_done, step
+from sim.kernels.dram_tables import GRACE
 from sim.kernels.heap import drop_event, pop_number, push_event, push_number
 from sim.kernels.jit import kernel
+from sim.kernels.pim import push_pim
 from sim.kernels.program import NEVER
 
 
@@ -75,6 +77,7 @@ def run(prog, result, tables, state, num, den):
     parts = np.zeros(tasks, np.int32)
     data_end = np.zeros(tasks, np.int64)
     due = np.full(classes, NEVER, np.int64)
+    soonest = np.full(classes, NEVER, np.int64)
     setup = NEVER
     for i in range(tasks):
         if prog.memory[i] >= 0:
@@ -84,6 +87,9 @@ def run(prog, result, tables, state, num, den):
             push_number(ready, first[u], count[u], np.int32(i))
             count[u] += 1
 
+    # After a completion nothing is handed out before the next transfer's delay has passed.
+    for c in range(classes):
+        state.scalar[c, GRACE] = setup // num * den + setup % num * den // num if setup < NEVER else 0
     # A constant in the call below would make numba compile the channel a second time.
     forever = np.int64(NEVER)
     now = np.int64(0)
@@ -129,6 +135,15 @@ def run(prog, result, tables, state, num, den):
                         pieces += 1
                     if prog.seg_ptr[c, j] < prog.seg_ptr[c, j + 1]:
                         due[c] = min(due[c], to_ps(tick, num, den))
+                        soonest[c] = min(soonest[c], to_ps(tick, num, den))
+                for c in range(prog.pim_ptr.shape[0]):
+                    for k in range(prog.pim_ptr[c, j], prog.pim_ptr[c, j + 1]):
+                        if not push_pim(tables, state, c, prog.pim_job, k, np.int64(i), tick):
+                            return np.int64(-1)
+                        pieces += 1
+                    if prog.pim_ptr[c, j] < prog.pim_ptr[c, j + 1]:
+                        due[c] = min(due[c], to_ps(tick, num, den))
+                        soonest[c] = min(soonest[c], to_ps(tick, num, den))
                 parts[i] = pieces
                 if pieces == 0:
                     push_event(time, code, events, now + prog.ticks[i], np.int64(2 * i))
@@ -139,13 +154,13 @@ def run(prog, result, tables, state, num, den):
             if events > 0:
                 event = time[0]
             who = np.int64(0)
-            other = NEVER
             for k in range(1, classes):
                 if due[k] < due[who]:
-                    other = min(other, due[who])
                     who = np.int64(k)
-                else:
-                    other = min(other, due[k])
+            other = NEVER
+            for k in range(classes):
+                if k != who:
+                    other = min(other, soonest[k])
             # What a channel completes at the moment of an event belongs to that moment, so it is found out before.
             if due[who] > event or due[who] >= NEVER:
                 break
@@ -153,10 +168,14 @@ def run(prog, result, tables, state, num, den):
             until = forever
             if limit < NEVER:
                 until = max(to_tick(limit + setup, num, den), next_tick(limit, num, den))
-            nxt = advance(tables, state, who, until)
+            nxt = step(tables, state, who, until, np.int64(0), np.int64(COMPLETION))
             due[who] = NEVER
+            soonest[who] = NEVER
             if nxt < NEVER:
                 due[who] = to_ps(nxt, num, den)
+                done_from = soonest_done(tables, state, who, nxt)
+                if done_from < NEVER:
+                    soonest[who] = to_ps(done_from, num, den)
             for k in range(state.done_count[who]):
                 i = state.done_task[who, k]
                 data_end[i] = max(data_end[i], to_ps(state.done_tick[who, k], num, den))

@@ -1,7 +1,9 @@
 """What crosses the border into the task executor: a Program of integer columns, and the room for its Schedule.
 
 A Program has one row per task. Compute tasks occupy a unit for a fixed time; memory tasks hand segments (contiguous
-ranges of channel-local bursts) to the channels and take as long as the channels need.
+ranges of channel-local bursts) and PIM jobs (vectors times tiles of rows, computed in the memory) to the channels and
+take as long as the channels need: to the last data of the last segment and the last result of the last job. Segments
+of a class are served side by side with its jobs, command by command; jobs one after another, as their tasks start.
 """
 
 from typing import NamedTuple
@@ -33,6 +35,9 @@ class Program(NamedTuple):
     size: np.ndarray  # int64[n]   bytes that a memory task moves
     slots: np.ndarray  # int64[u]   tasks that a unit runs at once; the last unit joins tasks and has no limit
     window: np.ndarray  # int64[u]   beyond two tasks, bytes that a unit has under way at once (0: no limit)
+    # int64[c, m+1] PIM jobs of memory task j in class c: pim_ptr[c, j]:pim_ptr[c, j+1]; (0, 1): there are none at all
+    pim_ptr: np.ndarray = np.zeros((0, 1), np.int64)
+    pim_job: np.ndarray = np.zeros((0, 12), np.int64)  # int64[jobs, JOB_FIELDS], columns as in `pim_tables`
 
 
 class Result(NamedTuple):

@@ -8,11 +8,21 @@ from sim.capacity import without_tier
 from sim.config import ConfigError
 from sim.lower import attention, matmul
 from sim.lower.builder import Space, Template, Unit, Work
-from sim.lower.compute import Bits, whole
-from sim.lower.homes import CARRIED, Home, groups
-from sim.lower.moves import Operand, lower_custom, lower_move, lower_scatter, lower_vector
-from sim.lower.scope import Context, Scope, accumulator_bytes, width
+from sim.lower.compute import Bits, unit_format, whole
+from sim.lower.homes import Home, groups
+from sim.lower.in_memory import (
+    append_in_memory,
+    append_last,
+    attention_in_memory,
+    in_memory,
+    multiply_in_memory,
+    part_number,
+    product_in_memory,
+)
+from sim.lower.moves import Operand, lower_collective, lower_custom, lower_move, lower_scatter, lower_vector
+from sim.lower.scope import Context, Scope, accumulator_bytes, where, width
 from sim.lower.transfer import lower_transfer
+from sim.lower.zeros import describe, in_op, predict, usable
 from sim.tiers import DEVICE
 from workloads.trace import (
     AttentionAttrs,
@@ -40,18 +50,27 @@ def lower_block(block: Block, context: Context) -> Template:
     """
     scope = Scope(block, context)
     scope.builder.template.shared_weights = block.weights_shared
+    serial = context.machine.operators == "serial"
     ends: tuple[int, ...] = ()
-    for group in groups(scope.ops):
+    ended: dict[int, tuple[int, ...]] = {}
+    for group in groups(scope.ops, scope.carried, context.machine.riding):
         scope.builder.current_op = group.ops[0]
+        part = part_number(scope.ops[group.ops[0]])
+        scope.gate = ended.get(part, (scope.first,)) if serial else ()
         try:
             ends = _lower(scope, group.ops)
+            if serial:
+                ended[part] = (scope.builder.sync(dict.fromkeys((*ends, *scope.gate))),)
         except MemoryError as error:
             raise ConfigError(
                 f"operator {scope.ops[group.ops[0]].name} finds no room on chip: {error}; a larger scratchpad or a "
                 "smaller activation_share would help",
                 key="scratchpad.capacity",
             ) from None
-    last = scope.builder.sync(dict.fromkeys((*ends, *scope.homes[CARRIED].ready)))
+    handed_on = [task for name in sorted(scope.carried) for task in scope.homes[name].ready]
+    handed_on += [task for tasks in ended.values() for task in tasks]
+    handed_on += append_last(scope)
+    last = scope.builder.sync(dict.fromkeys((*ends, *handed_on)))
     return scope.builder.finish(last)
 
 
@@ -67,21 +86,38 @@ def _lower(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
                 key=f"{scope.block_name}.{op.name}",
             )
     if op.kind is OpKind.MATMUL:
-        return _matmul(scope, numbers)
+        return multiply_in_memory(scope, op) if product_in_memory(scope, op) else _matmul(scope, numbers)
     if op.kind is OpKind.ATTENTION:
-        return _attention(scope, op)
+        return attention_in_memory(scope, op) if in_memory(scope, op) else _attention(scope, op)
     if op.kind in (OpKind.REDUCE, OpKind.ELEMENTWISE):
         return _vector(scope, op)
     if op.kind in (OpKind.GATHER, OpKind.SCATTER):
         return _move(scope, numbers[0], op)
     if op.kind is OpKind.CUSTOM:
         return _custom(scope, op)
-    if isinstance(op.attrs, CollectiveAttrs) and op.attrs.group == 1:
-        return scope.settle([(t, scope.target(t)) for t in op.outputs], [scope.builder.sync(scope.waits(op.inputs))])
-    raise ConfigError(
-        f"operator {op.name} is a {op.kind}, but {scope.machine.name} is one device and has no links to others",
-        key=f"{scope.block_name}.{op.name}",
-    )
+    return _collective(scope, op)
+
+
+def _collective(scope: Scope, op: Op) -> tuple[int, ...]:
+    attrs = op.attrs
+    assert isinstance(attrs, CollectiveAttrs)
+    targets = [(t, scope.target(t)) for t in op.outputs]
+    if attrs.group == 1:
+        return scope.settle(targets, [scope.builder.sync(scope.waits(op.inputs))])
+    links = scope.machine.links
+    if links is None:
+        raise ConfigError(
+            f"operator {op.name} is a {op.kind} over {attrs.group} devices, but {scope.machine.name} is one device and "
+            "has no links to others (links)",
+            key=f"{scope.block_name}.{op.name}",
+        )
+    start = scope.start((op,)) or (scope.first,)
+    ends = lower_collective(
+        scope.builder, links, attrs, [scope.operand(t) for t in op.inputs],
+        [Operand(home, t.bytes) for t, home in targets], start,
+    )  # fmt: skip
+    scope.builder.decide(collective=f"{attrs.algorithm_kind} over {attrs.group}, {links.topology}")
+    return scope.settle(targets, ends)
 
 
 def _transfer(scope: Scope, op: Op) -> tuple[int, ...]:
@@ -159,32 +195,38 @@ def _matmul(scope: Scope, numbers: tuple[int, ...]) -> tuple[int, ...]:
     epilogues, extras = _epilogues(scope, ops, attrs)
     left_home = scope.home(left)
     resident = right.role is Role.WEIGHT and right.name not in scope.arrived
-    right_home = Home(False, Space.WEIGHT) if resident else scope.home(right)
+    right_home = Home(False, Space.WEIGHT, ready=scope.gate) if resident else scope.home(right)
     product = matmul.Product(
         groups=attrs.group_m or (attrs.m,) * attrs.batch,
         n=attrs.n,
         k=attrs.k,
-        number_format=left.format,
-        size=Bits(width(left), width(right), width(op.outputs[0]), accumulator_bytes(scope.machine)),
+        number_format=unit_format(scope.machine, left.format, right.format),
+        size=Bits(
+            width(scope.machine, left), width(scope.machine, right), width(scope.machine, op.outputs[0]),
+            accumulator_bytes(scope.machine),
+        ),
         left_in_dram=not left_home.on_chip,
         right_in_dram=not right_home.on_chip,
         result_in_dram=not target.on_chip,
         right_shared=right.elements < attrs.batch * attrs.k * attrs.n,
         epilogues=epilogues,
-    )
-    tiling = scope.context.mapper.tiling(product)
+        zeros=usable(scope.machine, left, right),
+    )  # fmt: skip
+    with in_op(op, product):
+        tiling = scope.context.mapper.tiling(product)
     right_at = right_home.offset
     if right.role is Role.WEIGHT:
         right_at = b.region(right_home.space, matmul.layout_bytes(product, tiling, scope.context.align_bytes))
     places = matmul.Places(
         left_home.offset, left_home.space, left_home.ready, right_at, right_home.space, right_home.ready,
-        _result_pieces(scope, held, target, appends), extras, scope.start(ops),
+        _result_pieces(scope, held, target, appends), extras, predict(scope, product, op, scope.start(ops)),
     )  # fmt: skip
     ends = b.attempt(matmul.lower_product, product, tiling, places, numbers)
+    describe(b, op, product, tiling)
     ends.extend(_small(scope, tensor) for tensor in rest)
     b.decide(
         tile=str(tiling), dataflow=scope.machine.array.dataflow.value, preload=scope.machine.array.preload.value,
-        input=_where(left_home), output=_where(target),
+        input=where(left_home), output=where(target),
     )  # fmt: skip
     for number in numbers[1:]:
         b.current_op = number
@@ -228,7 +270,7 @@ def _epilogues(
             if tensor.name == result:
                 continue
             home = scope.home(tensor)
-            operands.append((not home.on_chip, Fraction(tensor.bytes, rows * out)))
+            operands.append((not home.on_chip, Fraction(scope.stored(tensor), rows * out)))
             extras.append((home.space, home.offset, home.ready))
         found.append(
             matmul.Epilogue(op.attrs.function, columns, out, op.attrs.elements, op.vector_ops, tuple(operands))
@@ -245,6 +287,7 @@ def _appends(scope: Scope, held: Tensor, parts: tuple[Tensor, ...]) -> list[int]
         number
         for number in numbers
         if scope.ops[number].kind is OpKind.SCATTER
+        and not in_memory(scope, scope.ops[number])
         and getattr(scope.ops[number].attrs, "table", "") == "kv_append"
         and all(t.name in names for t in scope.ops[number].inputs)
     )
@@ -255,7 +298,7 @@ def _result_pieces(scope: Scope, held: Tensor, target: Home, appends: list[int])
     if target.on_chip:
         return ()
     cache = [piece for number in appends for piece in scope.append_pieces(scope.ops[number])]
-    rest = max(held.bytes - sum(piece[2] for piece in cache), 0)
+    rest = max(scope.stored(held) - sum(piece[2] for piece in cache), 0)
     return ((target.space, target.offset, rest), *cache)
 
 
@@ -282,13 +325,13 @@ def _attention(scope: Scope, op: Op) -> tuple[int, ...]:
     )
     job = attention.Job(
         attrs=attrs,
-        number_format=query.format,
+        number_format=unit_format(scope.machine, query.format, keys.format),
         size=attention.Sizes(
             query=Fraction(query_bytes, attrs.tokens * attrs.heads * attrs.head_dim),
             key=Fraction(key_bytes, attrs.keys * attrs.kv_heads * attrs.head_dim),
             value=value_bytes,
-            score=width(query),
-            result=width(output),
+            score=width(scope.machine, query),
+            result=width(scope.machine, output),
             accumulator=accumulator_bytes(scope.machine),
         ),
         query_in_dram=not query_home.on_chip,
@@ -296,6 +339,8 @@ def _attention(scope: Scope, op: Op) -> tuple[int, ...]:
         fresh_in_dram=not (cached and query_home.on_chip),
         result_in_dram=not target.on_chip,
     )
+    if job.number_format != query.format:
+        b.template.formats[b.current_op] = job.number_format
     start = scope.start((op,))
     places = attention.Places(
         query=(query_home.space, query_home.offset, query_home.ready),
@@ -307,17 +352,17 @@ def _attention(scope: Scope, op: Op) -> tuple[int, ...]:
     split = scope.context.mapper.split(job) if scope.machine.attention == "flash" else None
     if split is None:
         ends = _unfused(scope, job, places, op)
-        b.decide(attention="unfused", input=_where(query_home), output=_where(target))
+        b.decide(attention="unfused", input=where(query_home), output=where(target))
     else:
         ends = b.attempt(attention.lower_flash, job, split, places)
-        b.decide(attention="flash", tile=str(split), input=_where(query_home), output=_where(target))
+        b.decide(attention="flash", tile=str(split), input=where(query_home), output=where(target))
     ends.extend(_small(scope, tensor) for tensor in rest if tensor.role is Role.WEIGHT)
     return scope.settle([(output, target)], ends)
 
 
 def _key_place(scope: Scope, tensor: Tensor, home: Home) -> attention.KeyPlace:
     if tensor.role is Role.KV:
-        arrived = scope.arrived.get(tensor.name, ())
+        arrived = (*scope.arrived.get(tensor.name, ()), *scope.gate)
         return attention.KeyPlace(home.space, home.offset, arrived, scope.appended.get(tensor.name, ()))
     return attention.KeyPlace(home.space, home.offset, home.ready, ())
 
@@ -389,15 +434,17 @@ def _vector(scope: Scope, op: Op) -> tuple[int, ...]:
         function, rows, columns, keep = attrs.function, 1, attrs.elements, 1
     ends = lower_vector(
         scope.builder, function, rows, columns, op.vector_ops, [scope.operand(t) for t in op.inputs],
-        [Operand(home, t.bytes) for home, t in zip(targets, op.outputs, strict=True)], scope.start((op,)), keep,
+        [Operand(home, scope.stored(t)) for home, t in zip(targets, op.outputs, strict=True)], scope.start((op,)), keep,
     )  # fmt: skip
-    scope.builder.decide(output=_where(targets[0]))
+    scope.builder.decide(output=where(targets[0]))
     return scope.settle(list(zip(op.outputs, targets, strict=True)), ends)
 
 
 def _move(scope: Scope, number: int, op: Op) -> tuple[int, ...]:
     attrs, b = op.attrs, scope.builder
     assert isinstance(attrs, MoveAttrs)
+    if attrs.table == "kv_append" and in_memory(scope, op):
+        return append_in_memory(scope, number)
     if attrs.table == "kv_append":
         if number in scope.written_in_place:
             b.decide(fused="written in place by its producer")
@@ -417,7 +464,7 @@ def _move(scope: Scope, number: int, op: Op) -> tuple[int, ...]:
     ends = lower_move(
         b, rows, attrs.row_bytes, op.vector_ops, inputs, Operand(target, output.bytes), scope.start((op,))
     )
-    b.decide(output=_where(target))
+    b.decide(output=where(target))
     return scope.settle([(output, target)], ends)
 
 
@@ -438,7 +485,3 @@ def _custom(scope: Scope, op: Op) -> tuple[int, ...]:
         (Space.ACTIVATION, offset), scope.start((op,)),
     )  # fmt: skip
     return scope.settle([(t, scope.target(t)) for t in op.outputs], ends)
-
-
-def _where(home: Home) -> str:
-    return "on chip" if home.on_chip else "DRAM"

@@ -10,10 +10,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sim.hardware import Hardware
 from sim.lower.buffers import Buffer, Ring
-from sim.passes import UnitRow
+from sim.passes import UnitRow, ZeroRow
 from sim.units import cycles_to_ps
+
+Ints = NDArray[np.int64]
+Runs = tuple[Ints, Ints]
+"""Runs of consecutive bursts: first of each, and how many."""
 
 
 class Unit(IntEnum):
@@ -28,6 +35,17 @@ class Unit(IntEnum):
 PER_CORE = len(Unit)
 
 
+INTERCONNECT = "interconnect"
+"""Name of the unit that sends to other devices."""
+
+PIM = "pim"
+"""Name of the units in the memory, as one unit that takes any number of tasks: channels work through their own."""
+
+PIM_PORT = "pim.port"
+"""Name of the unit that hands PIM instructions to all channels, one after another, where they share one."""
+
+UNLIMITED = 1 << 30
+
 PORT_SLOTS = 4
 """Chunks of transfers that read from DRAM, or write to it, at once."""
 
@@ -41,10 +59,27 @@ class Link:
     chunk: int
 
 
+def device_units(machine: Hardware) -> list[UnitRow]:
+    """The units that all cores share, in the order of their numbers, which follow those of the cores."""
+    rows = []
+    if machine.links is not None:
+        rows.append(UnitRow(INTERCONNECT, "interconnect", 1, float(machine.links.bandwidth), "byte"))
+    if machine.pim is not None:
+        rows.append(UnitRow(PIM, "pim", UNLIMITED, machine.pim_peak_flops_per_s, "flop"))
+        if machine.pim.issue_port == "shared":
+            rows.append(UnitRow(PIM_PORT, "port", 1, float(machine.clock), "instruction"))
+    return rows
+
+
+def further_units(machine: Hardware) -> list[UnitRow]:
+    """All units beyond the cores' but the one that joins, in the order of their numbers."""
+    return [*device_units(machine), *link_units(machine)]
+
+
 def links(machine: Hardware) -> dict[str, Link]:
-    """The links of the machine's further memories; their units follow those of the cores."""
+    """The links of the machine's further memories; their units follow those that the cores share."""
     found = {}
-    number = machine.cores * PER_CORE
+    number = machine.cores * PER_CORE + len(device_units(machine))
     for name, tier in machine.tier_data.items():
         last = number + 1 if tier.duplex else number
         found[name] = Link(number, last, int(machine.tiers[name].chunk))
@@ -86,6 +121,7 @@ class Work:
     sram_write: int = 0
     accumulator: int = 0
     link: int = 0
+    pim_macs: int = 0  # of units in memory, and of vector units that complete their work
 
 
 NOTHING = Work()
@@ -108,12 +144,21 @@ class Template:
     seg_space: list[int] = field(default_factory=list)
     seg_offset: list[int] = field(default_factory=list)  # bytes from the start of the space
     seg_bytes: list[int] = field(default_factory=list)
+    # Of tasks that concern some channels only: the number of these channels' group, and what each of them gets.
+    local_task: list[int] = field(default_factory=list)
+    local_group: list[int] = field(default_factory=list)
+    local_bursts: list[Runs] = field(default_factory=list)  # channel-local bursts
+    job_task: list[int] = field(default_factory=list)
+    job_group: list[int] = field(default_factory=list)
+    jobs: list[Ints] = field(default_factory=list)  # rows of `pim_tables` columns
     enter: list[tuple[int, int, int, int]] = field(default_factory=list)  # (ring, low, high, task)
     exit: list[tuple[int, int, int, int]] = field(default_factory=list)  # (ring, low, high, task)
     sizes: list[int] = field(default_factory=lambda: [0] * len(Space))
     first: int = 0  # waits for the block before
     last: int = 0  # ends the block
     decisions: dict[int, dict[str, str]] = field(default_factory=dict)
+    zeros: dict[int, ZeroRow] = field(default_factory=dict)  # of operators whose operands have zeros
+    formats: dict[int, str] = field(default_factory=dict)  # of operators that the arrays do in a pair of formats
     shared_weights: bool = False  # repetitions read the same weights
 
 
@@ -135,7 +180,9 @@ class Builder:
         self.scratchpads = [Ring(scratchpad_bytes) for _ in range(machine.cores)]
         self.accumulators = [Ring(int(machine.accumulator.capacity)) for _ in range(machine.cores)]
         self.links = links(machine)
-        self.sync_unit = machine.cores * PER_CORE + len(link_units(machine))
+        first = machine.cores * PER_CORE
+        self.shared = {row.name: first + i for i, row in enumerate(device_units(machine))}
+        self.sync_unit = first + len(further_units(machine))
         self.current_op = 0
         self.setup_ps = int(machine.dma.setup)
 
@@ -178,6 +225,32 @@ class Builder:
         unit = core * PER_CORE + (Unit.STORE if write else Unit.LOAD)
         return self._transfer(unit, work, pieces, after, op)
 
+    def move_local(
+        self, core: int, write: bool, pieces: Sequence[tuple[int, Runs]], size: int, after: Iterable[int]
+    ) -> int:
+        """Add a DMA task for `size` bytes on some channels only: `pieces` are (group of channels, runs of bursts on
+        each of them).
+        """
+        work = Work(sram_read=size) if write else Work(sram_write=size)
+        number = self._add(core * PER_CORE + (Unit.STORE if write else Unit.LOAD), self.setup_ps, 0, 0, after, work)
+        t = self.template
+        t.moved[number] = size
+        for group, runs in pieces:
+            t.local_task.append(number)
+            t.local_group.append(group)
+            t.local_bursts.append(runs)
+        return number
+
+    def pim(self, jobs: Sequence[tuple[int, Ints]], after: Iterable[int], work: Work) -> int:
+        """Add a task for the units in the memory: `jobs` are (group of channels, rows of jobs of each)."""
+        number = self._add(self.shared[PIM], self.setup_ps, 0, 0, after, work)
+        t = self.template
+        for group, rows in jobs:
+            t.job_task.append(number)
+            t.job_group.append(group)
+            t.jobs.append(rows)
+        return number
+
     def port(self, write: bool, pieces: Sequence[tuple[Space, int, int]], after: Iterable[int]) -> int:
         """Add a task that moves `pieces` between DRAM and a link, past the cores."""
         return self._transfer(self.sync_unit - (1 if write else 2), NOTHING, pieces, after)
@@ -208,6 +281,13 @@ class Builder:
         """Find a place for `size` bytes in the scratchpad and load them there."""
         buffer = self.scratchpads[core].take(size)
         number = self.move(core, False, [(space, offset, size)], (*after, *buffer.waits))
+        self._enter(core, buffer, number)
+        return Held(buffer, (number,))
+
+    def fetch_local(self, core: int, pieces: Sequence[tuple[int, Runs]], size: int, after: Iterable[int] = ()) -> Held:
+        """As `fetch`, of bursts on some channels only."""
+        buffer = self.scratchpads[core].take(size)
+        number = self.move_local(core, False, pieces, size, (*after, *buffer.waits))
         self._enter(core, buffer, number)
         return Held(buffer, (number,))
 

@@ -15,6 +15,8 @@ from sim.tiers import DEVICE
 from workloads.trace import Block, ElementwiseAttrs, Op, OpKind, Role, Tensor
 
 CARRIED = "x"
+ALONE = frozenset({CARRIED})
+"""The tensors that blocks hand on to each other: the residual stream, unless a schedule cuts layers elsewhere."""
 PASSING = (Role.ACTIVATION, Role.INDEX)
 
 
@@ -35,10 +37,10 @@ class Group:
     ops: tuple[int, ...]
 
 
-def versions(ops: Sequence[Op]) -> tuple[Op, ...]:
+def versions(ops: Sequence[Op], carried: frozenset[str] = ALONE) -> tuple[Op, ...]:
     """The operators with every rewritten activation renamed (`q`, `q'2`, ...), so that a name stands for one value.
 
-    The carried tensor keeps its name: it is rewritten in place.
+    Carried tensors keep their names: they are rewritten in place.
     """
     written: dict[str, int] = {}
 
@@ -50,7 +52,7 @@ def versions(ops: Sequence[Op]) -> tuple[Op, ...]:
     for op in ops:
         inputs = tuple(current(t) for t in op.inputs)
         for tensor in op.outputs:
-            if tensor.role in PASSING and tensor.name != CARRIED:
+            if tensor.role in PASSING and tensor.name not in carried:
                 written[tensor.name] = written.get(tensor.name, 0) + 1
         outputs = tuple(current(t) for t in op.outputs)
         same = inputs == op.inputs and outputs == op.outputs
@@ -67,19 +69,21 @@ def readers(ops: Sequence[Op]) -> dict[str, list[int]]:
     return found
 
 
-def groups(ops: Sequence[Op]) -> list[Group]:
+def groups(ops: Sequence[Op], carried: frozenset[str] = ALONE, riding: bool = True) -> list[Group]:
     """Split a block into groups: a matmul with the elementwise operators that can ride on its tiles, or one operator.
 
     An operator rides if it alone reads the result so far; rotary also if the rest of the result goes to the KV cache
-    only.
+    only. Without `riding`, every operator is alone.
     """
+    if not riding:
+        return [Group((index,)) for index in range(len(ops))]
     reads = readers(ops)
     found: list[Group] = []
     index = 0
     while index < len(ops):
         members = [index]
         if ops[index].kind is OpKind.MATMUL and len(ops[index].outputs) == 1:
-            while index + 1 < len(ops) and _rides(ops, ops[index], index + 1, reads):
+            while index + 1 < len(ops) and _rides(ops, ops[index], index + 1, reads, carried):
                 index += 1
                 members.append(index)
                 if len(ops[index].outputs) != 1:
@@ -89,9 +93,9 @@ def groups(ops: Sequence[Op]) -> list[Group]:
     return found
 
 
-def _rides(ops: Sequence[Op], before: Op, number: int, reads: dict[str, list[int]]) -> bool:
+def _rides(ops: Sequence[Op], before: Op, number: int, reads: dict[str, list[int]], carried: frozenset[str]) -> bool:
     result, op = before.outputs[0].name, ops[number]
-    if op.kind is not OpKind.ELEMENTWISE or result == CARRIED:
+    if op.kind is not OpKind.ELEMENTWISE or result in carried:
         return False
     users = reads.get(result, [])
     if users == [number]:
@@ -105,18 +109,26 @@ def _rides(ops: Sequence[Op], before: Op, number: int, reads: dict[str, list[int
     )
 
 
-def on_chip(blocks: Sequence[Block], share_bytes: int) -> dict[str, frozenset[str]]:
+def on_chip(
+    blocks: Sequence[Block], share_bytes: int, carried: frozenset[str] = ALONE, riding: bool = True
+) -> dict[str, frozenset[str]]:
     """Names of the activations that stay on chip, for each block by name.
 
-    The carried tensor stays only if it does so in every block, because one block hands it to the next. Anything else
+    A carried tensor stays only if it does so in every block, because one block hands it to the next. Anything else
     that one block leaves to another goes through DRAM.
     """
-    outside = {name for block in blocks for name in _taken_from_outside(block.ops)} - {CARRIED}
-    for carried in (True, False):
-        kept = {block.name: _keep(versions(block.ops), share_bytes, carried, outside) for block in blocks}
-        if not carried or all(CARRIED in names for names in kept.values()):
+    outside = {name for block in blocks for name in _taken_from_outside(block.ops)} - carried
+    staying = carried
+    while True:
+        kept = {
+            block.name: _keep(groups(ops, carried, riding), ops, share_bytes, carried, staying, outside)
+            for block in blocks
+            for ops in (versions(block.ops, carried),)
+        }
+        lost = {name for name in staying for names in kept.values() if name not in names}
+        if not lost:
             return kept
-    raise AssertionError("the second round always returns")
+        staying -= lost
 
 
 def _taken_from_outside(ops: Sequence[Op]) -> set[str]:
@@ -128,8 +140,10 @@ def _taken_from_outside(ops: Sequence[Op]) -> set[str]:
     return taken
 
 
-def _keep(ops: Sequence[Op], share_bytes: int, carried: bool, outside: set[str]) -> frozenset[str]:
-    parts = groups(ops)
+def _keep(
+    parts: Sequence[Group], ops: Sequence[Op], share_bytes: int, carried: frozenset[str], staying: frozenset[str],
+    outside: set[str],
+) -> frozenset[str]:  # fmt: skip
     size: dict[str, int] = {}
     first: dict[str, int] = {}
     last: dict[str, int] = {}
@@ -142,13 +156,14 @@ def _keep(ops: Sequence[Op], share_bytes: int, carried: bool, outside: set[str])
                     size[tensor.name] = max(size.get(tensor.name, 0), tensor.resident_bytes)
                     first.setdefault(tensor.name, step)
                     last[tensor.name] = step
-    # The carried tensor is there from the first operator to the last, and its new value is written beside the old one.
-    first[CARRIED], last[CARRIED] = 0, len(parts) - 1
-    size[CARRIED] = 2 * size.get(CARRIED, 0)
+    # A carried tensor is there from the first operator to the last, and its new value is written beside the old one.
+    for name in carried:
+        first[name], last[name] = 0, len(parts) - 1
+        size[name] = 2 * size.get(name, 0)
     load = [0] * len(parts)
     kept = set()
-    for name in sorted(size, key=lambda n: (n != CARRIED, first[n], n)):
-        if name == CARRIED and not carried:
+    for name in sorted(size, key=lambda n: (n not in carried, first[n], n)):
+        if name in carried and name not in staying:
             continue
         life = range(first[name], last[name] + 1)
         if all(load[step] + size[name] <= share_bytes for step in life):

@@ -9,17 +9,21 @@ its own; a test shows that the results are equal).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.kernels.pim_tables import JOB_FIELDS
 from sim.kernels.program import Program
-from sim.lower.builder import Space, Template
+from sim.lower.builder import UNLIMITED, Space, Template, Work
 from sim.passes import TaskTable
 from sim.standards import Memory, split_range
 
 Ints = NDArray[np.int64]
+
+WORK = tuple(f.name for f in fields(Work))
+"""Amounts of work of a task, in the order of `Work`."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Linked:
     channels: Ints  # class of each real channel
     weight: Ints  # real channels of each class
     ring: int  # most segments that one class can be given at once
+    pim_ring: int = 0  # most PIM jobs
 
     def table(self) -> TaskTable:
         """The columns that the report joins to the schedule."""
@@ -47,6 +52,7 @@ class Linked:
             sram_write_bytes=w["sram_write"],
             accumulator_bytes=w["accumulator"],
             link_bytes=w["link"],
+            pim_macs=w["pim_macs"],
             dram_read_bytes=self.dram_read_bytes,
             dram_write_bytes=self.dram_write_bytes,
         )
@@ -59,20 +65,22 @@ def link(
     units: Sequence[tuple[int, int]],
     write_units: frozenset[int],
     symmetry: bool = True,
+    group_of_channel: Ints | None = None,
 ) -> Linked:
     """Build the Program of `templates`, a list of (template, repetitions, operators in it).
 
-    `units`: tasks at once and window in bytes of each unit; `write_units`: the units whose memory tasks write.
+    `units`: tasks at once and window in bytes of each unit; `write_units`: the units whose memory tasks write;
+    `group_of_channel`: for tasks that concern groups of channels, which group each channel is in (-1: none).
     """
     before: list[Ints] = []
     after: list[Ints] = []
     columns: dict[str, list[Ints]] = {name: [] for name in ("unit", "ticks", "tail", "cold", "op", "moved")}
-    work: dict[str, list[Ints]] = {
-        name: [] for name in ("macs", "vector_ops", "sram_read", "sram_write", "accumulator", "link")
-    }
+    work: dict[str, list[Ints]] = {name: [] for name in WORK}
     seg_task: list[Ints] = []
     seg_start: list[Ints] = []
     seg_bytes: list[Ints] = []
+    local = _Local([], [], [])
+    jobs = _Local([], [], [])
     align = channels * memory.interleave_bytes
     activations = max((t.sizes[Space.ACTIVATION] for t, _, _ in templates), default=0)
     base = -(-activations // align) * align
@@ -114,6 +122,11 @@ def link(
         seg_task.append((t.seg_task[None, :] + shift).ravel())
         seg_start.append((start[None, :] + numbers * stride[t.seg_space][None, :]).ravel())
         seg_bytes.append(np.tile(t.seg_bytes, repeat))
+        assert repeat == 1 or not (template.local_task or template.jobs), "rows of one layer have no stride"
+        local.add(
+            tasks, template.local_task, template.local_group, [np.stack(runs, 1) for runs in template.local_bursts]
+        )
+        jobs.add(tasks, template.job_task, template.job_group, template.jobs)
         tasks += repeat * t.tasks
         ops += repeat * op_count
 
@@ -122,14 +135,18 @@ def link(
     task_of_segment = np.concatenate(seg_task)
     is_memory = np.zeros(tasks, bool)
     is_memory[task_of_segment] = True
+    is_memory[local.task] = True
+    is_memory[jobs.task] = True
     writes = np.isin(unit, list(write_units))
     pred, succ = np.concatenate(before), np.concatenate(after)
     order = np.argsort(pred, kind="stable")
     ptr = np.zeros(tasks + 1, np.int64)
     np.cumsum(np.bincount(pred, minlength=tasks), out=ptr[1:])
     segments = _Segments.of(
-        task_of_segment, np.concatenate(seg_start), np.concatenate(seg_bytes), is_memory, memory, channels, symmetry
-    )
+        task_of_segment, np.concatenate(seg_start), np.concatenate(seg_bytes), is_memory, memory, channels, symmetry,
+        local, group_of_channel if local.task or jobs.task else None,
+    )  # fmt: skip
+    job_ptr, job_rows = _jobs(jobs, segments.group, is_memory)
     program = Program(
         unit=unit,
         ticks=np.concatenate(columns["ticks"]),
@@ -146,9 +163,13 @@ def link(
         size=moved,
         slots=np.array([s for s, _ in units], np.int64),
         window=np.array([w for _, w in units], np.int64),
+        pim_ptr=job_ptr,
+        pim_job=job_rows,
     )
     per_task = np.diff(segments.ptr, axis=1).max(initial=0)
-    in_flight = sum(units[u][0] for u in np.unique(unit[is_memory])) if is_memory.any() else 0
+    # Units without limit hand jobs, not segments, to the channels.
+    movers = [units[u][0] for u in np.unique(unit[is_memory]) if units[u][0] < UNLIMITED] if is_memory.any() else []
+    in_flight = sum(movers)
     return Linked(
         program=program,
         op=np.concatenate(columns["op"]),
@@ -159,6 +180,7 @@ def link(
         weight=np.bincount(segments.channels, minlength=segments.ptr.shape[0]).astype(np.int64),
         # Segments end out of order, and a place is free again only when all of its segment is served.
         ring=4 * int(per_task) * int(in_flight) + 64,
+        pim_ring=int(np.diff(job_ptr[:, [0, -1]], axis=1).max(initial=0)),
     )
 
 
@@ -171,11 +193,8 @@ class _Columns:
             setattr(self, name, np.array(getattr(t, name), np.int64))
         for name in ("seg_task", "seg_space", "seg_offset", "seg_bytes"):
             setattr(self, name, np.array(getattr(t, name), np.int64))
-        rows = np.array(
-            [(w.macs, w.vector_ops, w.sram_read, w.sram_write, w.accumulator, w.link) for w in t.work], np.int64
-        ).reshape(-1, 6)
-        names = ("macs", "vector_ops", "sram_read", "sram_write", "accumulator", "link")
-        self.work = {name: rows[:, i] for i, name in enumerate(names)}
+        rows = np.array([astuple(w) for w in t.work], np.int64).reshape(-1, len(WORK))
+        self.work = {name: rows[:, i] for i, name in enumerate(WORK)}
 
     unit: Ints
     ticks: Ints
@@ -235,25 +254,69 @@ def _overlay(old: list[tuple[int, int, int]], new: list[tuple[int, int, int]]) -
     return kept + new
 
 
+class _Local:
+    """Rows of integers that tasks hand to groups of channels: the task, the group, the rows of each entry."""
+
+    def __init__(self, task: list[int], group: list[int], rows: list[Ints]) -> None:
+        self.task, self.group, self.rows = task, group, rows
+
+    def add(self, shift: int, task: Sequence[int], group: Sequence[int], rows: Sequence[Ints]) -> None:
+        """Append the entries of a template whose tasks begin at `shift`."""
+        self.task.extend(number + shift for number in task)
+        self.group.extend(group)
+        self.rows.extend(rows)
+
+    def of(self, group: int) -> tuple[Ints, Ints]:
+        """Of one group: the task of each row, and the rows."""
+        chosen = [i for i, g in enumerate(self.group) if g == group]
+        if not chosen:
+            return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+        counts = [len(self.rows[i]) for i in chosen]
+        return np.repeat([self.task[i] for i in chosen], counts), np.concatenate([self.rows[i] for i in chosen])
+
+
+def _jobs(jobs: _Local, groups: Sequence[int], is_memory: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """PIM jobs by class and memory task, as in `Program`; `groups`: group of each class."""
+    if not jobs.rows:
+        return np.zeros((0, 1), np.int64), np.zeros((0, JOB_FIELDS), np.int64)
+    number = np.cumsum(is_memory) - 1
+    tasks = int(is_memory.sum())
+    ptr = np.zeros((len(groups), tasks + 1), np.int64)
+    rows = []
+    at = 0
+    for c, group in enumerate(groups):
+        task, mine = jobs.of(group)
+        order = np.argsort(task, kind="stable")
+        ptr[c, 1:] = np.cumsum(np.bincount(number[task], minlength=tasks))
+        ptr[c] += at
+        at = int(ptr[c, -1])
+        if len(mine):
+            rows.append(mine[order])
+    return ptr, np.concatenate(rows)
+
+
 @dataclass(frozen=True)
 class _Segments:
     ptr: Ints
     low: Ints
     bursts: Ints
     channels: Ints
+    group: tuple[int, ...]  # of each class
 
     @staticmethod
     def of(
-        task: Ints, start: Ints, size: Ints, is_memory: NDArray[np.bool_], memory: Memory, channels: int, symmetry: bool
-    ) -> _Segments:
+        task: Ints, start: Ints, size: Ints, is_memory: NDArray[np.bool_], memory: Memory, channels: int,
+        symmetry: bool, local: _Local, group_of_channel: Ints | None,
+    ) -> _Segments:  # fmt: skip
         burst = memory.burst_bytes
         first = start // burst
         count = -(-(start + size) // burst) - first
         order = np.argsort(task, kind="stable")
         task = task[order]
         low, n = split_range(memory, channels, first[order], count[order])
-        classes = _classes(low, n, symmetry)
-        index = (np.cumsum(is_memory) - 1)[task]
+        groups = np.full(channels, -1, np.int64) if group_of_channel is None else group_of_channel
+        classes = _classes(low, n, groups, symmetry)
+        number = np.cumsum(is_memory) - 1
         tasks = int(is_memory.sum())
         members = [int(np.argmax(classes == c)) for c in range(int(classes.max(initial=-1)) + 1)]
         ptr = np.zeros((len(members), tasks + 1), np.int64)
@@ -261,15 +324,20 @@ class _Segments:
         at = 0
         for row, channel in enumerate(members):
             used = n[:, channel] > 0
-            ptr[row, 1:] = np.cumsum(np.bincount(index[used], minlength=tasks))
+            own, runs = local.of(int(groups[channel])) if groups[channel] >= 0 else local.of(-1)
+            index = number[np.concatenate((task[used], own))]
+            ptr[row, 1:] = np.cumsum(np.bincount(index, minlength=tasks))
             ptr[row] += at
-            lows.append(low[used, channel])
-            counts.append(n[used, channel])
+            order = np.argsort(index, kind="stable")
+            lows.append(np.concatenate((low[used, channel], runs[:, 0]))[order])
+            counts.append(np.concatenate((n[used, channel], runs[:, 1]))[order])
             at = int(ptr[row, -1])
-        return _Segments(ptr, np.concatenate(lows), np.concatenate(counts), classes)
+        return _Segments(
+            ptr, np.concatenate(lows), np.concatenate(counts), classes, tuple(int(groups[c]) for c in members)
+        )
 
 
-def _classes(low: Ints, n: Ints, symmetry: bool) -> Ints:
+def _classes(low: Ints, n: Ints, groups: Ints, symmetry: bool) -> Ints:
     channels = n.shape[1]
     if not symmetry:
         return np.arange(channels, dtype=np.int64)
@@ -279,6 +347,6 @@ def _classes(low: Ints, n: Ints, symmetry: bool) -> Ints:
     for channel in range(channels):
         if found[channel] < 0:
             alike = ((n == n[:, channel : channel + 1]) & (low == low[:, channel : channel + 1])).all(axis=0)
-            found[alike & (found < 0)] = number
+            found[alike & (groups == groups[channel]) & (found < 0)] = number
             number += 1
     return found

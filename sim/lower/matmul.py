@@ -14,9 +14,10 @@ from functools import lru_cache
 
 from sim.hardware import Hardware
 from sim.lower.buffers import Buffer
-from sim.lower.builder import PER_CORE, Builder, Held, Space, Unit
+from sim.lower.builder import PER_CORE, Builder, Held, Space, Unit, Work
 from sim.lower.compute import Bits, TileWork, tile_work, vector_task, whole
 from sim.lower.ranges import Blocked, Pieces, cuts
+from sim.sparse.zeros import Split, Zeros, prepare_cycles
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Product:
     result_in_dram: bool
     right_shared: bool  # all batch members use one right operand
     epilogues: tuple[Epilogue, ...] = ()
+    zeros: Zeros | None = None  # of operands whose zeros the machine makes use of
 
     @property
     def columns_out(self) -> int:
@@ -133,8 +135,27 @@ class TileCosts:
         key = (m, n, k)
         if key not in self.known:
             p = self.product
-            self.known[key] = tile_work(self.machine, 1, m, n, k, p.number_format, p.size)
+            self.known[key] = tile_work(self.machine, 1, m, n, k, p.number_format, p.size, p.zeros)
         return self.known[key]
+
+
+def engine_work(machine: Hardware, product: Product, tiling: Tiling) -> tuple[int, Split]:
+    """(products done, cycles by cause) of all tiles of a product with zeros."""
+    costs = TileCosts(machine, product)
+    macs, split = 0, Split()
+    for rows in product.groups:
+        for m, m_times in counted(rows, tiling.m):
+            for n, n_times in counted(product.n, tiling.n):
+                for k, k_times in counted(product.k, tiling.k):
+                    times, tile = m_times * n_times * k_times, costs.tile(m, n, k)
+                    macs, split = macs + times * tile.work.macs, split.plus(tile.split, times)
+    return macs, split
+
+
+def counted(total: int, step: int) -> list[tuple[int, int]]:
+    """Distinct tile lengths with how often each occurs."""
+    full, rest = divmod(total, step)
+    return [item for item in ((step, full), (rest, 1 if rest else 0)) if item[1]]
 
 
 def lower_product(builder: Builder, product: Product, tiling: Tiling, places: Places, ops: Sequence[int]) -> list[int]:
@@ -160,6 +181,7 @@ class _Loops:
         self.elements = sum(product.groups) * product.n
         self.done = 0  # elements of the product, before epilogues
         self.extra_done = [0] * len(places.extra)
+        self.prepared: dict[int, tuple[int, ...]] = {}  # by rows of the batch member: what makes their zeros usable
 
     def member(self, number: int, rows: int) -> None:
         """All tiles of one batch member. Cores take turns by outer step, or by inner step where those are too few."""
@@ -169,6 +191,7 @@ class _Loops:
         base = self.places.right + (0 if self.product.right_shared else number * right.span)
         self.left, self.right, self.right_base = _left(self.product, self.tiling, rows, align), right, base
         self.m_tiles = cuts(rows, self.tiling.m)
+        self.prepared = {}
         m_outer = self.tiling.order == "m"
         outer, inner = (self.m_tiles, self.n_tiles) if m_outer else (self.n_tiles, self.m_tiles)
         spread = len(outer) < cores
@@ -235,6 +258,7 @@ class _Loops:
         after = [*places.start, *(stays.ready if stays else ()), *(goes.ready if goes else ())]
         if not product.left_in_dram:
             after.extend(places.left_ready)
+        after.extend(self.prepare(core, mi))
         if not product.right_in_dram:
             after.extend(places.right_ready)
         tile = self.cost.tile(self.m_tiles[mi][1], self.n_tiles[ni][1], self.k_tiles[ki][1])
@@ -246,6 +270,20 @@ class _Loops:
         if stays and not self.tiling.keep:
             b.release(core, stays.buffer, (number,))
         return number
+
+    def prepare(self, core: int, mi: int) -> tuple[int, ...]:
+        """The task, once for rows of activations with zeros, that finds or converts what is kept of them."""
+        b, product = self.builder, self.product
+        if product.zeros is None or product.zeros.left is None:
+            return ()
+        if mi not in self.prepared:
+            rows = self.m_tiles[mi][1]
+            cycles = prepare_cycles(b.machine, rows, product.k, product.zeros)
+            after = (*self.places.start, *self.places.left_ready)
+            moved = whole(rows * product.k * product.size.left)
+            task = b.task(core * PER_CORE + Unit.VECTOR, cycles, after, Work(sram_read=moved)) if cycles else None
+            self.prepared[mi] = () if task is None else (task,)
+        return self.prepared[mi]
 
     def epilogue(
         self,

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sim.lower.builder import PER_CORE, Builder, Held, Space, Unit, Work
-from sim.lower.compute import vector_task
+from sim.links import Links
+from sim.links.device import device_cost
+from sim.lower.builder import INTERCONNECT, PER_CORE, Builder, Held, Space, Unit, Work
+from sim.lower.compute import vector_task, whole
 from sim.lower.homes import Home
+from workloads.trace import CollectiveAttrs
 
 _PARTS = 8
 
@@ -163,6 +166,39 @@ def lower_custom(
         if held:
             builder.release(core, held.buffer, (last,))
         ends.append(last)
+    return ends
+
+
+def lower_collective(
+    builder: Builder, links: Links, attrs: CollectiveAttrs, inputs: Sequence[Operand], outputs: Sequence[Operand],
+    start: tuple[int, ...],
+) -> list[int]:  # fmt: skip
+    """A collective with other devices: the link sends for as long as its bytes take, and each step's latency follows.
+
+    The others are taken to be as far as this one. What arrives is added on the way, at the rate of the link.
+    """
+    sent, length, tail = device_cost(links, attrs)
+    units = max(attrs.bytes, 1)
+    parts = _parts(builder, units, inputs, outputs)
+    ends = []
+    busy = 0
+    for index in range(parts):
+        low, high = index * units // parts, (index + 1) * units // parts
+        held, ready = [], list(start)
+        for operand in inputs:
+            ready.extend(operand.home.ready)
+            at, size = _share(builder.align_bytes, operand.size, low, high, units)
+            if not operand.home.on_chip and size:
+                held.append(builder.fetch(0, operand.home.space, operand.home.offset + at, size, operand.home.ready))
+                ready.extend(held[-1].ready)
+        until = length * high // units
+        moved = whole(sent * high / units) - whole(sent * low / units)
+        task = builder.occupy(
+            builder.shared[INTERCONNECT], until - busy, ready, Work(link=moved, sram_read=moved, sram_write=moved),
+            tail,
+        )  # fmt: skip
+        busy = until
+        ends.append(_hand_over(builder, 0, held, outputs, (low, high, units), task))
     return ends
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Protocol
 
 from sim.hardware import Hardware
 from sim.lower import attention, matmul
 from sim.lower.builder import Builder, Space
-from sim.lower.homes import CARRIED, Home, readers, versions
+from sim.lower.homes import Home, readers, versions
 from sim.lower.moves import Operand
+from sim.pim.plan import PimPlan
+from sim.sparse.zeros import stored_bytes
 from workloads.formats import format_bits
 from workloads.trace import AttentionAttrs, Block, Op, RequestSpan, Role, Tensor
 
@@ -30,19 +32,28 @@ class Mapper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the lowering of a block needs to know: the machine, how tiles are chosen, what stays on chip."""
+    """What the lowering of a block needs to know: the machine, how tiles are chosen, what stays on chip.
+
+    `carried`: the tensors that blocks hand on to each other, with their bytes, the same for all blocks of a pass.
+    """
 
     machine: Hardware
     mapper: Mapper
     scratchpad_bytes: int
     align_bytes: int
     kept: frozenset[str]
-    carried_bytes: int
+    carried: tuple[tuple[str, int], ...]
+    pim: PimPlan | None = None
 
 
-def width(tensor: Tensor) -> Fraction:
-    """Bytes an element of a tensor."""
-    return Fraction(tensor.bytes, tensor.elements)
+def width(machine: Hardware, tensor: Tensor) -> Fraction:
+    """Bytes an element of a tensor, zeros included, as the machine stores it."""
+    return Fraction(stored_bytes(machine, tensor), tensor.elements)
+
+
+def where(home: Home) -> str:
+    """Where a tensor is, in words."""
+    return "on chip" if home.on_chip else "DRAM"
 
 
 def accumulator_bytes(machine: Hardware) -> Fraction:
@@ -58,16 +69,23 @@ class Scope:
 
     def __init__(self, block: Block, context: Context) -> None:
         self.context, self.machine = context, context.machine
-        self.ops: tuple[Op, ...] = versions(block.ops)
+        self.carried = frozenset(name for name, _ in context.carried)
+        self.ops: tuple[Op, ...] = versions(block.ops, self.carried)
         self.block_name = block.name
         self.readers = readers(self.ops)
         self.builder = Builder(context.machine, context.scratchpad_bytes, context.align_bytes)
         self.first = self.builder.sync(())
-        self.builder.region(Space.ACTIVATION, context.carried_bytes)
-        self.homes = {CARRIED: Home(CARRIED in context.kept, Space.ACTIVATION, 0, (self.first,))}
+        self.homes = {
+            name: Home(
+                name in context.kept, Space.ACTIVATION, self.builder.region(Space.ACTIVATION, size), (self.first,)
+            )
+            for name, size in context.carried
+        }
         self.appended: dict[str, tuple[int, ...]] = {}
         self.arrived: dict[str, tuple[int, ...]] = {}  # weights and KV caches that a transfer brings
         self.written_in_place: set[int] = set()
+        self.later: list[tuple[int, tuple[int, ...]]] = []  # operators to be lowered last, and what they wait for
+        self.gate: tuple[int, ...] = ()  # tasks before anything of the operator at hand may begin
         self._kv: dict[str, int] = {}
         self._kv_bytes: dict[str, int] = {}
         for op in self.ops:
@@ -77,20 +95,32 @@ class Scope:
                     self._kv_bytes[tensor.name] = max(known, tensor.resident_bytes)
 
     def home(self, tensor: Tensor) -> Home:
-        """Where an input is; what no operator of the block made was in DRAM before."""
+        """Where an input is, and from when it may be read; what no operator of the block made was in DRAM before."""
+        home = self._home(tensor)
+        return replace(home, ready=(*home.ready, *self.gate)) if self.gate else home
+
+    def _home(self, tensor: Tensor) -> Home:
         if tensor.role is Role.KV:
             return Home(False, Space.KV, self.kv_region(tensor), self.appended.get(tensor.name, ()))
         if tensor.name not in self.homes:
             weight = tensor.role is Role.WEIGHT
             space = Space.WEIGHT if weight else Space.ACTIVATION
-            offset = self.builder.region(space, tensor.resident_bytes)
+            offset = self.builder.region(space, self._room(tensor))
             on_chip = tensor.role is Role.INDEX or (not weight and tensor.name in self.context.kept)
             self.homes[tensor.name] = Home(on_chip, space, offset, () if weight else (self.first,))
         return self.homes[tensor.name]
 
     def operand(self, tensor: Tensor) -> Operand:
         """A streamed input."""
-        return Operand(self.home(tensor), tensor.bytes)
+        return Operand(self.home(tensor), self.stored(tensor))
+
+    def stored(self, tensor: Tensor) -> int:
+        """Bytes that a tensor takes, zeros left out where the machine's storage does so."""
+        return stored_bytes(self.machine, tensor)
+
+    def _room(self, tensor: Tensor) -> int:
+        """Bytes of DRAM for a tensor; one with few zeros may take more than a dense one, for its metadata."""
+        return max(tensor.resident_bytes, self.stored(tensor))
 
     def target(self, tensor: Tensor) -> Home:
         """Where an output goes."""
@@ -100,7 +130,7 @@ class Scope:
             return Home(True)
         if tensor.name in self.homes:
             return self.homes[tensor.name]
-        return Home(False, Space.ACTIVATION, self.builder.region(Space.ACTIVATION, tensor.resident_bytes))
+        return Home(False, Space.ACTIVATION, self.builder.region(Space.ACTIVATION, self._room(tensor)))
 
     def waits(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
         """Tasks that produce the activations among `tensors`, or bring any of them from a further memory."""
@@ -111,7 +141,7 @@ class Scope:
 
     def start(self, ops: Iterable[Op]) -> tuple[int, ...]:
         """What the compute tasks of an operator wait for: its operands, and the launch if that costs anything."""
-        waits = self.waits(t for op in ops for t in op.inputs)
+        waits = (*self.waits(t for op in ops for t in op.inputs), *self.gate)
         launch = int(self.machine.software.launch)
         return (self.builder.sync(waits, launch),) if launch else waits
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from sim.hardware import Hardware
 from sim.lower.compute import whole
-from sim.lower.matmul import Product, TileCosts, Tiling, footprint
+from sim.lower.matmul import Product, TileCosts, Tiling, counted, footprint
 
 
 def candidates(machine: Hardware, product: Product, scratchpad_bytes: int) -> list[Tiling]:
@@ -69,10 +69,10 @@ def traffic_bytes(product: Product, tiling: Tiling) -> int:
 
 def estimate_ps(machine: Hardware, product: Product, tiling: Tiling, costs: TileCosts) -> int:
     """Rough time: the longer of compute and traffic, plus the first load and the last store. Only ranks candidates."""
-    n_tiles, k_tiles = _counted(product.n, tiling.n), _counted(product.k, tiling.k)
+    n_tiles, k_tiles = counted(product.n, tiling.n), counted(product.k, tiling.k)
     compute = 0
     for rows in product.groups:
-        for m, m_count in _counted(rows, tiling.m):
+        for m, m_count in counted(rows, tiling.m):
             for n, n_count in n_tiles:
                 for k, k_count in k_tiles:
                     compute += m_count * n_count * k_count * costs.tile(m, n, k).occupancy
@@ -94,9 +94,3 @@ def steps(product: Product, tiling: Tiling) -> int:
     """Tiles of work that the array gets."""
     m_tiles = sum(-(-rows // tiling.m) for rows in product.groups)
     return m_tiles * -(-product.n // tiling.n) * -(-product.k // tiling.k)
-
-
-def _counted(total: int, step: int) -> list[tuple[int, int]]:
-    """Distinct tile lengths with how often each occurs."""
-    full, rest = divmod(total, step)
-    return [item for item in ((step, full), (rest, 1 if rest else 0)) if item[1]]

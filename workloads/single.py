@@ -1,7 +1,7 @@
-"""Passes of one operator, as people measure operators alone: operands come from the memory and results go back to it.
+"""Passes of one operator, or of one decoder layer, alone: operands come from the memory and results go back to it.
 
-A machine that keeps activations on chip would leave the result there, as nothing reads it from memory. So each pass
-ends with a block that reads the result and costs nothing: what one block leaves to another goes through the memory.
+A machine that keeps activations on chip would leave the result there, as nothing reads it. So each pass ends with a
+block that reads the result and costs nothing: what one block leaves to another goes through the memory.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from workloads.emit import FormatChoice
 from workloads.models import Model
 from workloads.trace import (
     CARRIED,
+    CAUSAL,
     FULL,
     AttentionAttrs,
     Block,
     CollectiveAttrs,
+    ElementwiseAttrs,
     MatmulAttrs,
     MoveAttrs,
     Op,
@@ -26,6 +28,7 @@ from workloads.trace import (
     ReduceAttrs,
     RequestSpan,
     Role,
+    Sparsity,
     Tensor,
 )
 
@@ -40,12 +43,21 @@ def _alone(name: str, ops: Sequence[Op], results: Sequence[Tensor], tokens: int)
     return Pass(name, "encode", (Block(name, 1, tuple(ops)), Block("after", 1, (read,))), tokens)
 
 
+def product(m: int, n: int, k: int, number_format: str, batch: int = 1, weights: str = "dense") -> Pass:
+    """`batch` products (m x k)(k x n). A single one's second operand is a weight, 2:4 sparse on demand (`weights`)."""
+    sparsity = Sparsity("n:m", 0.5, 2, 4) if weights == "2:4" else None
+    role = Role.WEIGHT if batch == 1 else Role.ACTIVATION
+    many = (batch,) if batch > 1 else ()
+    left = _activation("a", number_format, *many, m, k)
+    right = Tensor("b", (*many, k, n), number_format, role, sparsity)
+    result = _activation("c", number_format, *many, m, n)
+    op = Op("product", OpKind.MATMUL, "ffn", (left, right), (result,), MatmulAttrs(batch, m, k, n))
+    return _alone("product", (op,), (result,), batch * m)
+
+
 def gemm(m: int, n: int, k: int, number_format: str) -> Pass:
     """(m x k) times (k x n), the second operand a weight."""
-    left, result = _activation("a", number_format, m, k), _activation("c", number_format, m, n)
-    right = Tensor("b", (k, n), number_format, Role.WEIGHT)
-    op = Op("gemm", OpKind.MATMUL, "ffn", (left, right), (result,), MatmulAttrs(1, m, k, n))
-    return _alone("gemm", (op,), (result,), m)
+    return product(m, n, k, number_format)
 
 
 def convolution(
@@ -82,19 +94,40 @@ def _steps(size: int, kernel: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - kernel) // stride + 1
 
 
-def reduction(function: str, rows: int, columns: int, number_format: str) -> Pass:
-    """`softmax` or `layernorm` along each of `rows` rows."""
-    operand, result = (_activation(name, number_format, rows, columns) for name in ("a", "c"))
-    op = Op(function, OpKind.REDUCE, "norm", (operand,), (result,), ReduceAttrs(function, rows, columns))
-    return _alone(function, (op,), (result,), rows)
-
-
-def attention(heads: int, positions: int, head_dim: int, number_format: str) -> Pass:
+def encoder_attention(heads: int, positions: int, head_dim: int, number_format: str) -> Pass:
     """Every position of one sequence attends to all of it; queries, keys and values come from the memory."""
     q, k, v, o = (_activation(name, number_format, positions, heads * head_dim) for name in "qkvo")
     attrs = AttentionAttrs(heads, heads, head_dim, head_dim, FULL, (RequestSpan(1, positions, 0),))
     op = Op("attention", OpKind.ATTENTION, "attention", (q, k, v), (o,), attrs)
     return _alone("attention", (op,), (o,), positions)
+
+
+def attention(
+    batch: int, heads: int, kv_heads: int, queries: int, keys: int, head_dim: int, causal: bool, number_format: str
+) -> Pass:
+    """`batch` requests of `queries` positions that attend to `keys` cached ones, their own included."""
+    span = RequestSpan(batch, queries, keys - queries) if keys >= queries else RequestSpan(batch, queries)
+    attrs = AttentionAttrs(heads, kv_heads, head_dim, head_dim, CAUSAL if causal else FULL, (span,))
+    q, o = (_activation(name, number_format, batch * queries, heads * head_dim) for name in "qo")
+    k, v = (Tensor(name, (batch * span.length, kv_heads * head_dim), number_format, Role.KV) for name in "kv")
+    op = Op("attention", OpKind.ATTENTION, "attention", (q, k, v), (o,), attrs)
+    return _alone("attention", (op,), (o,), batch * queries)
+
+
+def reduction(function: str, rows: int, columns: int, number_format: str) -> Pass:
+    """A function along each of `rows` rows."""
+    operand, result = (_activation(name, number_format, rows, columns) for name in "ac")
+    op = Op(function, OpKind.REDUCE, "norm", (operand,), (result,), ReduceAttrs(function, rows, columns))
+    return _alone(function, (op,), (result,), rows)
+
+
+def elementwise(function: str, rows: int, columns: int, number_format: str) -> Pass:
+    """A function of each element, or of pairs of elements (`add`)."""
+    operands = "ab" if function == "add" else "a"
+    inputs = tuple(_activation(name, number_format, rows, columns) for name in operands)
+    result = _activation("c", number_format, rows, columns)
+    op = Op(function, OpKind.ELEMENTWISE, "ffn", inputs, (result,), ElementwiseAttrs(function, rows * columns))
+    return _alone(function, (op,), (result,), rows)
 
 
 def encoder_layer(hidden: int, heads: int, positions: int, number_format: str) -> Pass:
@@ -118,3 +151,18 @@ def encoder_layer(hidden: int, heads: int, positions: int, number_format: str) -
     store = Op("store", OpKind.GATHER, "embed", (carried,), (result,), move)
     alone = _alone("encoder_layer", (store,), (result,), positions)
     return replace(alone, blocks=(load, layer, *alone.blocks))
+
+
+def decoder_layer(model: Model, batch: int, queries: int, past: int, number_format: str) -> Pass:
+    """One layer of a decoder over `queries` new positions of `batch` requests with `past` cached ones each."""
+    formats = FormatChoice(number_format, number_format, number_format, number_format, number_format)
+    span = RequestSpan(batch, queries, past)
+    work = Builder(model, formats).build_pass("layer", "decode" if past else "prefill", [span], 0)
+    layer = next(block for block in work.blocks if any(op.kind is OpKind.ATTENTION for op in block.ops))
+    carried = next(tensor for op in layer.ops for tensor in op.outputs if tensor.name == CARRIED)
+    move = MoveAttrs("copy", batch * queries, carried.bytes // (batch * queries))
+    operand, result = replace(carried, name="a"), replace(carried, name="c")
+    load = Block("before", 1, (Op("load", OpKind.GATHER, "embed", (operand,), (carried,), move),))
+    store = Op("store", OpKind.GATHER, "embed", (carried,), (result,), move)
+    alone = _alone("layer", (store,), (result,), batch * queries)
+    return replace(alone, blocks=(load, replace(layer, repeat=1), *alone.blocks))

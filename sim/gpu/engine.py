@@ -1,0 +1,189 @@
+"""Runs a pass of a Trace on a GPU: one kernel after another in a launch graph, at the clock that the cap allows.
+
+Equal operators are costed once, however many layers repeat them. The clock is that of the whole pass in steady
+repetition, since power is limited on average over many kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from sim.capacity import without_tier
+from sim.errors import ConfigError
+from sim.gpu.cost import Cost, launched
+from sim.gpu.lower import lower
+from sim.gpu.power import Running, counted, sustained
+from sim.gpu.schema import Gpu
+from sim.links.collectives import collective
+from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow
+from sim.units import PS_PER_S
+from workloads.trace import Block, CollectiveAttrs, Op, Pass, TransferAttrs
+
+TENSOR, VECTOR, MEMORY, LINK, LAUNCH = range(5)
+"""Numbers of the units."""
+
+
+class _Step(NamedTuple):
+    """One operator costed: its kernels, or the time and bytes of a link."""
+
+    cost: Cost | None
+    link_ps: int
+    link_bytes: int
+    decisions: dict[str, str]
+
+
+class GpuEngine:
+    """One GPU and the passes that it ran."""
+
+    def __init__(self, machine: Gpu) -> None:
+        self.machine = machine
+        self._known: dict[tuple[Block, ...], PassResult] = {}
+
+    def run(self, work: Pass) -> PassResult:
+        """Simulate one pass. Raises ConfigError for a format or a function that the part has no unit for."""
+        known = self._known.get(work.blocks)
+        if known is None:
+            known = self._known[work.blocks] = self._simulate(work)
+        ops = tuple(replace(row, pass_name=work.name, phase=work.phase) for row in known.ops)
+        return replace(
+            known, name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated, repeat=work.repeat,
+            ops=ops,
+        )  # fmt: skip
+
+    def _simulate(self, work: Pass) -> PassResult:
+        gpu = self.machine
+        steps = {id(op): self._step(op) for block in work.blocks for op in block.ops}
+        order = [
+            (block, layer, op) for block in work.blocks for layer in range(block.repeat) for op in block.ops
+        ]  # fmt: skip
+        running = sustained(gpu, counted(s.cost for _, _, op in order if (s := steps[id(op)]).cost is not None))
+        columns: dict[str, list[int]] = {name: [] for name in (*_WORK, "unit", "op", "start", "end")}
+        ops: list[OpRow] = []
+        now = read = written = 0
+        tables = {key: _tasks(gpu, step, running) for key, step in steps.items()}
+        for number, (block, layer, op) in enumerate(order):
+            step, (length, tasks) = steps[id(op)], tables[id(op)]
+            for task in tasks:
+                for name, value in task.items():
+                    columns[name].append(value + now if name in ("start", "end") else value)
+                columns["op"].append(number)
+            now += length
+            for part in step.cost.kernels() if step.cost is not None else ():
+                read, written = read + part.dram_read_bytes, written + part.dram_write_bytes
+            ops.append(_row(op, block, layer, work, step, running))
+        table = {name: np.array(values, np.int64) for name, values in columns.items()}
+        busy = int((read + written) * PS_PER_S / gpu.peak_bytes_per_s)
+        burst = gpu.dram.burst_bytes
+        counts = {"RD": -(-read // burst), "WR": -(-written // burst)}
+        memory = MemoryCounts(
+            commands={name: count for name, count in counts.items() if count},
+            standby_ps={}, bytes_read=read, bytes_written=written, row_hits=0, row_misses=0, row_conflicts=0,
+            channel_busy_ps=(busy,) * gpu.memory.channels,
+        )  # fmt: skip
+        return PassResult(
+            name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated, repeat=work.repeat,
+            ops=tuple(ops), units=units(gpu, running.clock_hz),
+            tasks=TaskTable(unit=table["unit"], op=table["op"], **{name: table[name] for name in _WORK}),
+            schedule=Schedule(table["start"], table["end"], table["end"], now, memory),
+        )  # fmt: skip
+
+    def _step(self, op: Op) -> _Step:
+        gpu = self.machine
+        attrs = op.attrs
+        if isinstance(attrs, CollectiveAttrs):
+            if attrs.group == 1:
+                return _Step(None, 0, 0, {})
+            if gpu.links is None:
+                raise ConfigError(f"{gpu.name} has no links to other devices, which {op.name} needs", key="links")
+            found = collective(gpu.links, attrs.algorithm_kind, attrs.bytes, attrs.group)
+            told = {"collective": f"{attrs.algorithm_kind} over {attrs.group}", "algorithm": found.algorithm,
+                    "protocol": found.protocol}  # fmt: skip
+            return _Step(None, round(found.time_s * PS_PER_S), round(found.sent_bytes), told)
+        if isinstance(attrs, TransferAttrs):
+            inward = attrs.target_tier == "device"
+            name = attrs.source_tier if inward else attrs.target_tier
+            if name not in gpu.tiers:
+                raise ConfigError(f"operator {op.name} needs tier {name!r}, but {without_tier(gpu)}", key="tiers")
+            told = {"link": name, "direction": "read" if inward else "write"}
+            return _Step(None, gpu.tier_data[name].transfer_ps(attrs.bytes, inward), attrs.bytes, told)
+        cost = lower(gpu, op)
+        if cost is None:
+            return _Step(None, 0, 0, {})
+        return _Step(launched(gpu, cost, str(op.kind), "graph"), 0, 0, cost.kernels()[0].decisions)
+
+
+_WORK = (
+    "macs", "vector_ops", "sram_read_bytes", "sram_write_bytes", "accumulator_bytes", "dram_read_bytes",
+    "dram_write_bytes", "link_bytes",
+)  # fmt: skip
+
+
+def units(gpu: Gpu, clock_hz: float) -> tuple[UnitRow, ...]:
+    """The units of a GPU; rates of tensor and vector units are those at the highest clock."""
+    best = max(gpu.formats, key=gpu.peak_flops_per_s)
+    vector = float(gpu.sm.count * gpu.sm.lanes * gpu.clock.maximum)
+    link = float(gpu.links.bandwidth) if gpu.links is not None else 0.0
+    return (
+        UnitRow("tensor", "array", gpu.sm.count, gpu.peak_flops_per_s(best), "flop"),
+        UnitRow("vector", "vector", gpu.sm.count, vector, "vector"),
+        UnitRow("memory", "memory", gpu.memory.channels, gpu.peak_bytes_per_s, "byte"),
+        UnitRow("interconnect", "interconnect", 1, link, "byte"),
+        UnitRow("launch", "sync", 1, 0.0, "none"),
+    )
+
+
+def _tasks(gpu: Gpu, step: _Step, running: Running) -> tuple[int, list[dict[str, int]]]:
+    """(length in ps, tasks with times from the operator's start) of one operator.
+
+    Of each kernel, launch and start come first; then compute and memory work side by side, the longer until the end.
+    """
+    if step.cost is None:
+        if not step.link_ps:
+            return 0, [_task(LAUNCH, 0, 0)]
+        return step.link_ps, [_task(LINK, 0, step.link_ps, link_bytes=step.link_bytes)]
+    tasks, now = [], 0
+    for part in step.cost.kernels():
+        fixed = round((part.fixed_s + part.fixed_cycles / running.clock_hz) * PS_PER_S)
+        end = now + max(round(part.time_s(running.clock_hz) * PS_PER_S), fixed)
+        core, memory = part.core_cycles / running.clock_hz, part.memory_s
+        begin = now + fixed
+        tasks.append(_task(LAUNCH, now, begin))
+        length = end - begin
+        unit = TENSOR if part.macs else VECTOR
+        core_ps = length if core >= memory else min(length, round(core * PS_PER_S))
+        memory_ps = length if memory > core else min(length, round(memory * PS_PER_S))
+        tasks.append(_task(
+            unit, begin, begin + core_ps, macs=part.macs, vector_ops=part.vector_results, sram_read_bytes=part.l2_bytes
+        ))  # fmt: skip
+        if part.dram_read_bytes or part.dram_write_bytes:
+            tasks.append(_task(
+                MEMORY, begin, begin + memory_ps, dram_read_bytes=part.dram_read_bytes,
+                dram_write_bytes=part.dram_write_bytes,
+            ))  # fmt: skip
+        now = end
+    return now, tasks
+
+
+def _task(unit: int, start: int, end: int, **work: int) -> dict[str, int]:
+    return {**dict.fromkeys(_WORK, 0), "unit": unit, "start": start, "end": end, **work}
+
+
+def _row(op: Op, block: Block, layer: int, work: Pass, step: _Step, running: Running) -> OpRow:
+    decisions = dict(step.decisions)
+    if step.cost is not None:
+        decisions["clock"] = f"{running.clock_hz / 1e6:.1f} MHz"
+        decisions["bound"] = step.cost.bound(running.clock_hz)
+    number_format = next((part.format for part in step.cost.kernels() if part.format), "") if step.cost else ""
+    return OpRow(
+        name=op.name, kind=str(op.kind), role=op.role, block=block.name, layer=layer, pass_name=work.name,
+        phase=work.phase, flops=op.flops, vector_ops=op.vector_ops, read_bytes=op.read_bytes,
+        write_bytes=op.write_bytes, format=number_format or _format(op), decisions=decisions,
+    )  # fmt: skip
+
+
+def _format(op: Op) -> str:
+    tensors = (*op.inputs, *op.outputs)
+    return tensors[0].format if tensors else ""

@@ -1,0 +1,1 @@
+"""Comparisons with measurements and with other simulators that ship: `opcycle validate`."""

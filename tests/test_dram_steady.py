@@ -1,0 +1,132 @@
+"""The steady-state shortcut of memory channels: with it and without it a channel does the same, whatever arrives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_dram import Work, end_of
+
+from sim.dram_phases import find_phases
+from sim.kernels import dram_tables as at
+from sim.kernels.dram import NEVER, advance, push
+from sim.standards import compile_memory, load_memory, new_state
+
+REFRESHED_WHOLE = ("hbm2-neupims", "ddr4-3200", "ddr4-3200-matched", "hbm-onnxim")
+REFRESHED_IN_PARTS = ("hbm2", "hbm3", "ddr5-4800", "gddr6", "lpddr5-6400")
+
+
+@st.composite
+def works(draw: st.DrawFn) -> Work:
+    """Segments that often go on where the one before ended, of reads and fewer writes."""
+    tick = 0
+    lo = 0
+    work = []
+    for _ in range(draw(st.integers(1, 10))):
+        tick += draw(st.sampled_from([0, 0, 0, 0, 7, 300, 5000]))
+        if draw(st.booleans()):
+            lo = draw(st.integers(0, 63)) * draw(st.sampled_from([1, 256, 2048, 4096, 16391]))
+        n = draw(st.integers(1, 8)) * draw(st.sampled_from([1, 5, 61, 64]))
+        work.append((lo, n, int(draw(st.integers(0, 3)) == 0), tick))
+        lo += n
+    return work
+
+
+# Banks with writes waiting are refreshed after those with nothing queued.
+WAITING_WRITES: Work = [
+    (0, 3072, 1, 0), (50, 1024, 0, 7), (1074, 1024, 0, 5007), (5376, 1024, 0, 5007), (6400, 1536, 0, 5007),
+    (7936, 3584, 0, 10007), (11520, 4, 0, 10007), (104448, 384, 0, 10014), (104832, 128, 1, 10314),
+]  # fmt: skip
+
+
+@pytest.mark.kernels
+@settings(max_examples=12, deadline=None)
+@given(name=st.sampled_from((*REFRESHED_WHOLE, *REFRESHED_IN_PARTS)), work=works())
+@example(name="ddr5-4800", work=WAITING_WRITES)
+def test_any_work(name: str, work: Work) -> None:
+    memory = load_memory(name)
+    assert end_of(memory, work, True) == end_of(memory, work, False)
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=st.sampled_from((*REFRESHED_WHOLE, *REFRESHED_IN_PARTS)), work=works(), times=st.integers(1, 12))
+def test_the_same_work_again_and_again(name: str, work: Work, times: int) -> None:
+    memory = load_memory(name)
+    span = work[-1][3] + 1500
+    again = [(lo + k * 4096, n, w, tick + k * span) for k in range(times) for lo, n, w, tick in work]
+    assert end_of(memory, again, True) == end_of(memory, again, False)
+
+
+def handed_over(name: str, lengths: list[int], jump: int, delay: int, steady: bool) -> tuple[Any, ...]:
+    """Completions and counts where two segments are under way and the next is seen `delay` after one has completed."""
+    t = compile_memory(load_memory(name), steady)
+    s = new_state(t, 1, 4)
+    s.scalar[0, at.GRACE] = delay
+    lo, tick, under_way = 0, 0, 0
+    todo = list(enumerate(lengths))
+    done: list[tuple[int, int]] = []
+    while True:
+        while todo and under_way < 2:
+            task, n = todo.pop(0)
+            assert push(t, s, 0, lo, n, 0, task, tick)
+            lo += n + jump
+            under_way += 1
+        following = advance(t, s, 0, NEVER)
+        finished = [(int(s.done_task[0, k]), int(s.done_tick[0, k])) for k in range(s.done_count[0])]
+        s.done_count[0] = 0
+        under_way -= len(finished)
+        done += finished
+        tick = max([tick] + [end + delay for _, end in finished])
+        if following == NEVER and not todo and under_way == 0:
+            return done, s.count[0].tolist(), int(s.scalar[0, at.LAST_END])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from((*REFRESHED_WHOLE, *REFRESHED_IN_PARTS)),
+    lengths=st.lists(st.sampled_from([1, 5, 64, 960, 1408]), min_size=1, max_size=12),
+    jump=st.sampled_from([0, 0, 64, 4096, 15237]),
+    delay=st.sampled_from([1, 16, 50, 300]),
+)
+def test_work_that_waits_for_completions(name: str, lengths: list[int], jump: int, delay: int) -> None:
+    assert handed_over(name, lengths, jump, delay, True) == handed_over(name, lengths, jump, delay, False)
+
+
+@pytest.mark.parametrize("name", ["ddr4-3200-matched", "ddr4-3200", "hbm2", "hbm2-neupims"])
+def test_streams_are_hardly_stepped(name: str) -> None:
+    t = compile_memory(load_memory(name))
+    s = new_state(t, 1, 2)
+    n = 600_000
+    push(t, s, 0, 0, n, 0, 0, 0)
+    while advance(t, s, 0, NEVER) < NEVER:
+        pass
+    assert s.count[0, at.RD] == n
+    assert s.scalar[0, at.SERVED] < n // 4
+
+
+def test_phases_name_banks_alike() -> None:
+    """Bits of a burst from the lowest: two of the column, two of the bank, one of the rank, then the row."""
+    burst = np.arange(64)
+    bank = (burst >> 2 & 3) | (burst >> 4 & 1) << 2
+    row = burst >> 5
+    phases = find_phases(bank, row, 4, 2, (1, 2, 2, 8))
+    # Whether the next bursts lie in the last bank of a rank decides; row numbers and banks do not.
+    assert len(set(phases.kind.tolist())) < 16
+    for one in range(16):
+        order = phases.banks[one].tolist()
+        assert sorted(order) == list(range(8))
+        came_by = dict.fromkeys(np.concatenate([bank, bank])[4 * one :].tolist())
+        ranks = list(dict.fromkeys(b // 4 for b in came_by))
+        assert phases.ranks[one].tolist() == ranks
+        assert [b // 4 for b in order] == [ranks[0]] * 4 + [ranks[1]] * 4
+        for other in range(16):
+            if phases.kind[one] == phases.kind[other]:
+                names = [
+                    [phases.banks[p].tolist().index(b) for b in bank[4 * p : 4 * p + 4].tolist()] for p in (one, other)
+                ]
+                assert names[0] == names[1]
+    kept = find_phases(bank, row, 4, 2, (1, 2, 2, 8), renamed=False)
+    assert kept.banks.tolist() == [list(range(8))] * 16

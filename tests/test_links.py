@@ -1,0 +1,162 @@
+"""Collectives by hand, topologies with contention, groups of groups, and what is refused."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import sqrt
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.errors import ConfigError
+from sim.kinds import load_hardware
+from sim.links import Links, ring_cost
+from sim.links.collectives import KINDS, collective, plans
+from sim.links.topology import exchange_load, neighbour_load
+from workloads.trace import CollectiveAttrs
+
+
+def links(**keys: Any) -> Links:
+    return Links.model_validate({"topology": "ring", "bandwidth": "100 GB/s", "latency": "1 us", **keys})
+
+
+def time_s(bulk: float, steps: float) -> float:
+    return bulk + steps + 2 * sqrt(bulk * steps)
+
+
+def test_a_ring_by_hand() -> None:
+    # 4 devices, 400 kB: parts of 100 kB go round 6 times, 6 us of bandwidth and 6 us of latency.
+    found = collective(links(algorithms=["ring"]), "all_reduce", 400_000, 4)
+    assert found.sent_bytes == 600_000
+    assert found.time_s == pytest.approx(time_s(6e-6, 6e-6))
+    assert found.algorithm == "ring"
+
+
+def test_the_time_is_the_best_over_all_numbers_of_pieces() -> None:
+    bulk, step, steps = 40e-6, 1e-6, 6
+    pieces = min((k + steps) * (step + bulk / k) for k in range(1, 200))
+    # The closed form leaves the number of pieces whole and the first piece's own step out.
+    assert time_s(bulk, steps * step) == pytest.approx(pieces, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "reduce_scatter"])
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_ring_plans_send_what_the_ring_algorithms_send(kind: str, n: int) -> None:
+    exact = ring_cost(CollectiveAttrs(kind, 2520, n))
+    (ring,) = (plan for plan in plans(links(), kind, 2520, n) if plan.name == "ring")
+    assert (Fraction(ring.sent).limit_denominator(), ring.steps) == exact
+
+
+def test_bytes_touched_bound_where_copies_are_slow() -> None:
+    slow = links(topology="switch", copy_rate="100 GB/s", algorithms=["ring"])
+    assert collective(slow, "all_reduce", 10**9, 2).bound == "copy"
+    # Two devices: an all-reduce touches 4 bytes a byte, an all-gather 5, a reduce-scatter 2.5.
+    times = [collective(slow, kind, 10**9, 2).time_s for kind in ("all_reduce", "all_gather", "reduce_scatter")]
+    assert times == pytest.approx([0.04, 0.05, 0.025], rel=0.03)
+
+
+def test_the_fastest_protocol_is_taken() -> None:
+    both = links(protocols={
+        "LL": {"start": "5 us", "step": "500 ns", "efficiency": 0.4},
+        "Simple": {"start": "10 us", "step": "2 us", "efficiency": 0.9},
+    })  # fmt: skip
+    assert collective(both, "all_reduce", 1000, 2).protocol == "LL"
+    assert collective(both, "all_reduce", 10**9, 2).protocol == "Simple"
+
+
+def test_trees_win_for_small_payloads_on_many_devices() -> None:
+    many = links(topology="switch")
+    assert collective(many, "all_reduce", 1000, 256).algorithm == "tree"
+    assert collective(many, "all_reduce", 10**9, 4).algorithm == "ring"
+
+
+def test_the_host_sets_the_pace_of_calls() -> None:
+    slow = links(call={"all_reduce": "30 us", "other": "40 us"})
+    assert collective(slow, "all_reduce", 8, 2).call_s == pytest.approx(30e-6)
+    assert collective(slow, "all_gather", 8, 2).call_s == pytest.approx(40e-6)
+    large = collective(slow, "all_reduce", 10**9, 2)
+    assert large.call_s == large.time_s > 1e-3
+
+
+def test_flows_share_the_links_of_a_line() -> None:
+    line = links(topology="graph", edges=[[0, 1], [1, 2], [2, 3]])
+    # The last device's flow to the first goes back over every link, alone in its direction.
+    assert neighbour_load(line, 4) == (1.0, 3)
+    # Four ordered pairs cross the middle each way; each is a third of what a device sends.
+    assert exchange_load(line, 4) == (4 / 3, 3)
+
+
+def test_a_torus_has_shorter_ways_than_a_mesh() -> None:
+    mesh, torus = links(topology="mesh", shape=[4, 4]), links(topology="torus", shape=[4, 4])
+    assert neighbour_load(mesh, 16).hops > neighbour_load(torus, 16).hops
+    assert exchange_load(mesh, 16).sharing > exchange_load(torus, 16).sharing
+
+
+def test_a_full_mesh_divides_its_bandwidth() -> None:
+    full, switch = links(topology="full", algorithms=["ring"]), links(topology="switch", algorithms=["ring"])
+    slow, fast = (collective(each, "all_reduce", 10**10, 8).time_s for each in (full, switch))
+    assert slow == pytest.approx(7 * fast, rel=0.02)
+    direct = links(topology="full", algorithms=["ring", "direct"])
+    assert collective(direct, "all_reduce", 10**10, 8).time_s < 1.1 * fast
+    assert collective(full, "all_to_all", 10**9, 8).time_s == collective(switch, "all_to_all", 10**9, 8).time_s
+
+
+def test_groups_of_groups() -> None:
+    outer = {"topology": "switch", "bandwidth": "10 GB/s", "latency": "2 us"}
+    inner = links(topology="switch", devices=8, beyond=outer)
+    flat = links(topology="switch")
+    got = collective(inner, "all_reduce", 8 * 10**8, 32)
+    beyond = Links.model_validate(outer)
+    want = (
+        collective(flat, "reduce_scatter", 8 * 10**8, 8).time_s
+        + collective(beyond, "all_reduce", 10**8, 4).time_s
+        + collective(flat, "all_gather", 10**8, 8).time_s
+    )
+    assert got.time_s == pytest.approx(want)
+    assert collective(inner, "all_reduce", 10**6, 8 * 4096).time_s < 1
+
+
+@given(kind=st.sampled_from(KINDS), n=st.integers(2, 64), small=st.integers(0, 10**9), more=st.integers(1, 10**9))
+def test_more_bytes_take_no_less_time(kind: str, n: int, small: int, more: int) -> None:
+    for each in (links(), links(topology="switch", copy_rate="1 TB/s")):
+        assert collective(each, kind, small, n).time_s <= collective(each, kind, small + more, n).time_s
+
+
+def test_one_device_needs_no_link() -> None:
+    assert collective(links(), "all_reduce", 10**9, 1).time_s == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"topology": "graph", "edges": [[0, 1], [2, 3]]}, "device 2 cannot be reached from device 0"),
+        ({"topology": "graph", "edges": [[0, 1]], "devices": 3}, "device 2 cannot be reached"),
+        ({"topology": "graph", "edges": [[0, 1], [1, 5]], "devices": 3}, "an edge names device 5, but there are 3"),
+        ({"topology": "graph", "edges": [[1, 1]]}, "edges join two different devices"),
+        ({"topology": "graph"}, "edges belong to topology graph"),
+        ({"topology": "mesh"}, "shape belongs to topologies mesh and torus"),
+        ({"beyond": {"bandwidth": "1 GB/s", "latency": "1 us"}}, "devices must say how large the groups are"),
+    ],
+)
+def test_wrong_links_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        links(**keys)
+
+
+def test_wrong_requests_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown collective 'all_reduc', nearest is 'all_reduce'"):
+        collective(links(), "all_reduc", 1, 2)
+    with pytest.raises(ConfigError, match="9 devices are asked for, but the links join 8"):
+        collective(links(devices=8), "all_reduce", 1, 9)
+    with pytest.raises(ConfigError, match="12 devices are no whole number of groups of 8"):
+        collective(links(devices=8, beyond={"bandwidth": "1 GB/s", "latency": "1 us"}), "all_reduce", 1, 12)
+    with pytest.raises(ConfigError, match="17 devices are asked for, but the mesh has 16"):
+        collective(links(topology="mesh", shape=[4, 4]), "all_reduce", 1, 17)
+
+
+def test_an_unreachable_device_in_a_machine_is_refused_with_the_place() -> None:
+    keys = {"links.topology": "graph", "links.edges": [[0, 1], [2, 3]], "links.devices": 4}
+    with pytest.raises(ConfigError, match=r"override of h200\.yaml: links.*device 2 cannot be reached"):
+        load_hardware("h200", keys)

@@ -1,0 +1,103 @@
+"""A model cut over devices: what each holds and computes, what they tell each other, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sim.config import ConfigError
+from workloads import load_workload
+from workloads.scenario import Workload, make_workload
+from workloads.trace import CollectiveAttrs, Op, OpKind, Role
+from workloads.trace_check import check_trace
+
+COLLECTIVE = OpKind.COLLECTIVE
+
+
+def workload(**keys: Any) -> Workload:
+    base = {"schema": "opcycle/workload/1", "name": "t", "model": "gpt3-13b", "phase": "decode"}
+    return make_workload({**base, "lengths": [100, 200, 300, 400], **keys})
+
+
+def operators(work: Workload, block: str) -> dict[str, Op]:
+    (found,) = (b for b in work.trace().passes[0].blocks if b.name == block)
+    return {op.name: op for op in found.ops}
+
+
+def test_a_tensor_part_has_its_share_and_two_sums_a_layer() -> None:
+    whole, part = operators(workload(), "layers"), operators(workload(parallel={"tensor": 4}), "layers")
+    for name in ("qkv", "attention", "out_proj", "up", "down"):
+        assert 4 * part[name].macs == whole[name].macs
+    assert part["attn_norm"] == whole["attn_norm"]
+    sums = {name: op.attrs for name, op in part.items() if op.kind is COLLECTIVE}
+    # 4 requests x hidden 5120 x 2 bytes.
+    assert sums == {name: CollectiveAttrs("all_reduce", 40960, 4) for name in ("attn_all_reduce", "ffn_all_reduce")}
+    assert not any(op.kind is COLLECTIVE for op in whole.values())
+
+
+def test_weights_and_cache_divide() -> None:
+    whole, part = workload().trace(), workload(parallel={"tensor": 4}).trace()
+    check_trace(part)
+    assert 4 * part.kv_bytes == whole.kv_bytes
+    # What is not cut: norms, the two biases after a sum, positions; and the vocabulary is filled up to a multiple of 4.
+    layer = 5120 * (2 * 2 + 2)
+    uncut = 40 * layer + 2 * 5120 + 2048 * 5120
+    read = {t.name: t for b in whole.passes[0].blocks for op in b.ops for t in op.inputs if t.role is Role.WEIGHT}
+    assert read["positions.weight"].elements == 4 * 5120
+    padding = (4 * 12565 - 50257) * 5120
+    assert 4 * part.weight_elements - whole.weight_elements == 3 * uncut + padding
+
+
+def test_few_key_value_heads_are_held_by_several_devices() -> None:
+    part = operators(workload(model="llama3-8b", parallel={"tensor": 16}), "layers")
+    attrs = part["attention"].attrs
+    assert (attrs.heads, attrs.kv_heads) == (2, 1)  # type: ignore[union-attr]
+    assert part["qkv"].attrs.n == (2 + 1 + 1) * 128  # type: ignore[union-attr]
+
+
+def test_a_stage_of_a_pipeline_works_on_parts_in_turn() -> None:
+    trace = workload(parallel={"tensor": 4, "pipeline": 2}).trace()
+    check_trace(trace)
+    (step,) = trace.passes
+    names = ["receive", "layers", "head"]
+    assert [b.name for b in step.blocks] == [f"part{n}.{name}" for n in range(2) for name in names]
+    assert [b.repeat for b in step.blocks] == [1, 20, 1] * 2
+    assert (step.tokens, step.generated) == (4, 4)
+    # Dealt out by length: 400 and 200 here, 300 and 100 there; both caches are resident, the weights are held once.
+    spans = [op.attrs.requests for b in step.blocks for op in b.ops if op.kind is OpKind.ATTENTION]  # type: ignore[union-attr]
+    assert [[s.past for s in part] for part in spans] == [[400, 200], [300, 100]]
+    alone = workload(parallel={"tensor": 4}).trace()
+    assert 2 * trace.kv_bytes == alone.kv_bytes
+    assert trace.weight_bytes < 0.6 * alone.weight_bytes
+    received = step.blocks[0].ops[0].attrs
+    assert received == CollectiveAttrs("send_recv", 2 * 5120 * 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"parallel": {"tensor": 3}}, "parallel.tensor: is 3, but gpt3-13b has 40 heads"),
+        ({"model": "llama3-8b", "parallel": {"tensor": 64}}, "32 heads"),
+        ({"model": "qwen3-14b", "parallel": {"tensor": 5}}, "8 key/value heads: one must divide the other"),
+        ({"parallel": {"pipeline": 3}}, "parallel.pipeline: is 3, but gpt3-13b has 40 layers"),
+        ({"parallel": {"pipeline": 8}}, "a batch of 4 keeps no more than 4 stages busy"),
+        ({"model": "gemma-3-27b", "parallel": {"pipeline": 2}}, "not all alike"),
+        ({"phase": "prefill", "parallel": {"pipeline": 2}}, "only phase decode"),
+        ({"parallel": {"tensor": 0}}, "parallel.tensor"),
+    ],
+)
+def test_refused(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        workload(**keys)
+
+
+@pytest.mark.parametrize(("model", "devices"), [("7b", 4), ("13b", 4), ("30b", 8), ("175b", 32)])
+@pytest.mark.parametrize("lengths", ["sharegpt", "alpaca"])
+def test_scenarios_of_the_study(model: str, devices: int, lengths: str) -> None:
+    work = load_workload(f"gpt3-{model}-decode-{lengths}")
+    assert work.scenario is not None
+    assert work.scenario.parallel.devices == devices
+    trace = work.trace()
+    check_trace(trace)
+    assert trace.batch == trace.generated == 256
