@@ -1,4 +1,4 @@
-"""The commands `sweep`, `search` and `cache`: many points of a design space, the best of them, the store of known ones."""
+"""The commands `sweep`, `search` and `cache`: many points of a design space, the best of them, the known ones."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def sweep(
 
 def search(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file as `sweep` takes it.")],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder of the study; resumed if there.")],
-    trials: Annotated[int, typer.Option("--trials", "-n", min=1, help="Points to try, earlier ones counted in.")] = 100,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder; resumed if there.")],
+    trials: Annotated[int, typer.Option("--trials", "-n", min=1, help="Points to try, earlier ones too.")] = 100,
     objective: Annotated[
         list[str] | None, typer.Option("--objective", help="A result column, with :min or :max; several make a front.")
     ] = None,
@@ -76,14 +76,17 @@ def search(
 ) -> None:
     """Search a design space for the points that no other beats in all objectives."""
     from sim.sweep.local import cpu_count
-    from sim.sweep.search import Sampler, check_objectives, run_search
+    from sim.sweep.objectives import read_objectives
+    from sim.sweep.search import run_search
     from sim.sweep.spec import load_spec
+    from sim.sweep.study import Sampler
 
-    if sampler not in list(Sampler):
-        raise ConfigError(f"--sampler: {not_among('sampler', sampler, list(Sampler))}")
+    samplers = [each.value for each in Sampler]
+    if sampler not in samplers:
+        raise ConfigError(f"--sampler: {not_among('sampler', sampler, samplers)}")
     read = load_spec(spec)
     target = place(output)
-    goals = check_objectives(objective or [])
+    goals = read_objectives(objective or [])
     say_if_kernels_are_new("machine.run")
     with _bar() as show:
         found = run_search(
@@ -92,9 +95,9 @@ def search(
         )  # fmt: skip
     front = found.front.to_pylist()
     if json:
-        print_json({"evaluated": found.evaluated, "objectives": dict(found.objectives), "front": front})
+        print_json({"tried": found.tried, "objectives": dict(found.objectives), "front": front})
         return
-    print(f"{found.evaluated:,} points tried, {len(front):,} on the front")
+    print(f"{found.tried:,} points tried, {len(front):,} on the front")
     keys = [key for key in found.front.column_names if key.startswith(("hw.", "workload.")) or key == "variant"]
     lines = [[*(_cell(row[k]) for k in keys), *(f"{row[name]:.4g}" for name in found.objectives)] for row in front]
     print_table("front", [*keys, *found.objectives], lines, right=list(found.objectives))

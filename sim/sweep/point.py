@@ -1,7 +1,8 @@
 """Simulates one point of a sweep: keys in, one flat row of results out, with a status in place of an exception.
 
-A row says `ok`, `impossible` (the point contradicts a constraint, a schema, or what the machine can hold or do) or
-`failed` (a fault of ours), and in the latter two why. Host time is no part of it: equal points have equal rows.
+A row says `ok`, `impossible` (the point contradicts a constraint, a schema, or what the machine can hold or do),
+`outside` (it was simulated, and a constraint on its results does not hold) or `failed` (a fault of ours), and in the
+latter three why. Host time is no part of it: equal points have equal rows.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sim.errors import ConfigError
-from sim.sweep.condition import Condition, value_at
+from sim.errors import ConfigError, not_among
+from sim.sweep.condition import RESULT, Condition, value_at
 from sim.sweep.spec import Spec, Value
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ Row = dict[str, Any]
 
 OK: Final = "ok"
 IMPOSSIBLE: Final = "impossible"
+OUTSIDE: Final = "outside"
 FAILED: Final = "failed"
 
 _PLAIN: Final = (
@@ -60,7 +62,8 @@ def prepare(spec: Spec, keys: Mapping[str, Value]) -> Prepared:
     machine = load_hardware(str(keys.get("hardware", spec.hardware)), overrides["hw"])
     workload = load_workload(str(keys.get("workload", spec.workload)), overrides["workload"])
     for text in spec.constraints:
-        if not condition(text).holds(lambda name: _value(machine, workload, name)):
+        asked = condition(text)
+        if not asked.of_result and not asked.holds(lambda name: _value(machine, workload, name)):
             raise ConfigError(f"constraint {text!r} does not hold")
     return Prepared(machine, workload, _content(machine, workload))
 
@@ -82,6 +85,28 @@ def evaluate(prepared: Prepared) -> Row:
         return {"status": IMPOSSIBLE, "error": str(error)}
     except Exception as error:
         return {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
+
+
+def judged(spec: Spec, prepared: Prepared, row: Row) -> Row:
+    """The row, `outside` where a constraint on results does not hold. Raises ConfigError for columns that rows lack."""
+    if row["status"] != OK:
+        return row
+    for text in spec.constraints:
+        asked = condition(text)
+        if not asked.of_result:
+            continue
+
+        def value(name: str) -> Any:
+            root, _, rest = name.partition(".")
+            if root != RESULT:
+                return _value(prepared.machine, prepared.workload, name)
+            if rest not in row:
+                raise ConfigError(not_among("column", rest, sorted(row), most=40), key=f"constraints: {name}")
+            return row[rest]
+
+        if not asked.holds(value):
+            return {**row, "status": OUTSIDE, "error": f"constraint {text!r} does not hold"}
+    return row
 
 
 def refused(error: ConfigError) -> Row:
