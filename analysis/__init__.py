@@ -7,12 +7,18 @@ from typing import Any
 
 _HOME = {
     "compare": "analysis.compare",
+    "design_table": "analysis.designs",
     "draw_all": "analysis.figures",
+    "front_figure": "analysis.design_figures",
+    "front_rows": "analysis.designs",
+    "heat_map_figure": "analysis.design_figures",
     "energy": "analysis.figures",
     "read_result": "analysis.tables",
     "roofline": "analysis.figures",
+    "sensitivity_rows": "analysis.designs",
     "summaries": "analysis.tables",
     "timeline": "analysis.figures",
+    "tornado_figure": "analysis.design_figures",
 }
 __all__ = sorted(_HOME)
 

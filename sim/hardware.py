@@ -217,6 +217,8 @@ class Hardware(Machine):
             lanes=self.cores * self.array.count * self.array.rows * self.array.columns,
             unit=self.array.unit,
             array_lanes=self.array.rows * self.array.columns,
+            vector_lanes=self.cores * self.vector.count * self.vector.lanes,
+            engine=self.sparse.engine if self.sparse is not None else "",
         )
 
     @property

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sim.area import area_mm2, cost_usd
 from sim.energy import total_counts
 from sim.energy_row import COMPONENTS, EnergyRow
 from sim.hints import mac_energy, told
@@ -66,6 +67,7 @@ class Report:
         tokens = self._tokens
         step_s, ttft_s = self._mean_s("decode"), self._total_s("prefill")
         peak, bandwidth = self._peak_flops_per_s, self._roofs.bytes_per_s
+        area, cost = area_mm2(self.machine), cost_usd(self.machine)
         return {
             "schema": SCHEMA,
             "hardware": self.info.hardware,
@@ -132,6 +134,10 @@ class Report:
             "pim": self._pim(time_s),
             "attention": self._decided("attention"),
             **self.machine.facts,
+            "area_mm2": None if area is None else math.fsum(area.values()),
+            "area_breakdown_mm2": area,
+            "cost_usd": None if cost is None else math.fsum(cost.values()),
+            "cost_breakdown_usd": cost,
             "energy_table": self.machine.energy.table,
             "technology": self.machine.technology,
             "provenance": dict(self.info.provenance),

@@ -50,7 +50,10 @@ class RooflineMachine(Machine):
     def chip(self) -> Chip:
         """The cache, and lanes as by the fastest format's rate."""
         return Chip(
-            sram_access_bytes=int(self.cache), sram_bytes=int(self.cache), lanes=max(self.macs_per_cycle.values())
+            sram_access_bytes=int(self.cache),
+            sram_bytes=int(self.cache),
+            lanes=max(self.macs_per_cycle.values()),
+            vector_lanes=self.vector_ops_per_cycle,
         )
 
     @property

@@ -212,10 +212,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
         ("roofline", f"{roof['intensity_flop_per_byte'] or 0:.3g} FLOP/B, {roof['bound']} bound"),
         ("busiest unit", f"{most} {summary['utilization'][most]:.0%}" if most else "-"),
         ("utilization", ", ".join(f"{unit} {share:.1%}" for unit, share in busy)),
+        ("area and cost", _silicon(summary)),
         ("simulated in", f"{summary['wall_s']:.2f} s"),
     ]
     rows = [row for row in rows if row[1] != "-"]
     print_table(f"{summary['workload']} on {summary['hardware']}", ["", "value"], rows)
+
+
+def _silicon(summary: dict[str, Any]) -> str:
+    area, cost = summary["area_mm2"], summary["cost_usd"]
+    parts = [] if area is None else [f"{area:,.0f} mm²"]
+    return ", ".join([*parts, *([] if cost is None else [f"{cost:,.0f} USD"])]) + " (first order)" if parts else "-"
 
 
 def _zeros(found: dict[str, Any] | None) -> str:

@@ -94,6 +94,11 @@ def search(
             jobs=jobs or cpu_count(), cached=not no_cache, progress=show,
         )  # fmt: skip
     front = found.front.to_pylist()
+    drawn = []
+    if front:
+        from analysis.figures import draw_all
+
+        drawn = [path.name for path in draw_all(target, ("png", "svg"))]
     if json:
         print_json({"tried": found.tried, "objectives": dict(found.objectives), "front": front})
         return
@@ -101,7 +106,7 @@ def search(
     keys = [key for key in found.front.column_names if key.startswith(("hw.", "workload.")) or key == "variant"]
     lines = [[*(_cell(row[k]) for k in keys), *(f"{row[name]:.4g}" for name in found.objectives)] for row in front]
     print_table("front", [*keys, *found.objectives], lines, right=list(found.objectives))
-    print(f"Results in {target}/: front.parquet, trials.parquet, study.sqlite")
+    print(f"Results in {target}/: {', '.join(['front.parquet', 'trials.parquet', 'study.sqlite', *drawn])}")
 
 
 def cache(

@@ -32,7 +32,7 @@ FAILED: Final = "failed"
 _PLAIN: Final = (
     "time_s", "energy_j", "power_w", "flops", "vector_ops", "dram_bytes", "weights_bytes", "kv_bytes",
     "memory_capacity_bytes", "tokens", "tokens_per_s", "time_per_step_s", "ttft_s", "tpot_s", "mac_utilization",
-    "memory_bandwidth_utilization", "busiest_unit",
+    "memory_bandwidth_utilization", "busiest_unit", "area_mm2", "cost_usd",
 )  # fmt: skip
 _ROOFLINE: Final = (
     "peak_flops_per_s", "peak_bytes_per_s", "intensity_flop_per_byte", "achieved_flops_per_s", "bound",

@@ -6,13 +6,15 @@ learns where not to look.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sim import __version__
 from sim.errors import ConfigError
-from sim.output import make_parent, replacing
+from sim.output import make_parent, replacing, write_text
 from sim.sweep.cache import cache_file
 from sim.sweep.front import pareto
 from sim.sweep.local import Workers
@@ -27,6 +29,8 @@ from sim.sweep.study import STUDY, Sampler, Study
 if TYPE_CHECKING:
     import pyarrow as pa
 
+SCHEMA: Final = "opcycle/search-result/1"
+ABOUT: Final = "search.json"
 TRIALS: Final = "trials.parquet"
 FRONT: Final = "front.parquet"
 
@@ -103,4 +107,14 @@ def _write(space: Space, folder: Path, rows: Mapping[int, Row], goals: Mapping[s
     for name, found in ((TRIALS, tried), (FRONT, front)):
         with replacing(folder / name) as temporary:
             pq.write_table(found, temporary)
+    about = {
+        "schema": SCHEMA,
+        "opcycle": __version__,
+        "name": space.spec.name,
+        "objectives": dict(goals),
+        "points": space.size,
+        "tried": len(rows),
+        "spec": json.loads(space.spec.model_dump_json(by_alias=True, exclude_none=True)),
+    }
+    write_text(folder / ABOUT, json.dumps(about, indent=2, sort_keys=True) + "\n")
     return Found(tried, front, goals, len(rows))

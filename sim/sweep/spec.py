@@ -18,7 +18,7 @@ VARIANT: Final = "variant"
 MOST_POINTS: Final = 10**8
 """A larger space needs the user's word that it is meant."""
 
-Value = bool | int | float | str | list[Any] | dict[str, Any]
+Value = bool | int | float | str | list[Any] | dict[str, Any] | None
 
 
 class Strict(BaseModel):
