@@ -49,11 +49,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
 
     @cached_property
-    def _content(self) -> str:
+    def content(self) -> str:
+        """Everything that it says, as text."""
         return self.model_dump_json(by_alias=True)
 
     def __hash__(self) -> int:
-        return hash(self._content)
+        return hash(self.content)
 
 
 class MemoryUse(Strict):

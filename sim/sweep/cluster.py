@@ -9,7 +9,7 @@ from typing import Any, Final
 from sim.errors import ConfigError
 from sim.sweep.cache import PointCache
 from sim.sweep.local import AHEAD, Task
-from sim.sweep.point import FAILED, OK, Prepared, Row, evaluate, judged, prepare, refused
+from sim.sweep.point import FAILED, OK, Prepared, Row, evaluate, forget, judged, prepare, refused
 from sim.sweep.spec import Spec, Value
 
 CONNECT_S: Final = 10
@@ -20,7 +20,8 @@ RETRIES: Final = 5
 
 
 def solve_remote(spec_json: str, keys: dict[str, Value]) -> Row:
-    """One point on a worker, which has no cache of its own."""
+    """One point on a worker, which has no cache of its own and may live longer than a sweep."""
+    forget()
     try:
         prepared = prepare(Spec.model_validate_json(spec_json), keys)
     except ConfigError as error:

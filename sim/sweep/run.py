@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sim.sweep.cache import cache_file
 from sim.sweep.local import Task, solve_all
-from sim.sweep.point import check_axes
+from sim.sweep.point import check_axes, forget
 from sim.sweep.space import Space
 from sim.sweep.spec import Spec
 from sim.sweep.store import RESULTS, Store
@@ -89,6 +89,7 @@ def run_sweep(
 
 def check_space(space: Space) -> None:
     """Refuse names and keys that do not exist, before anything runs. Raises ConfigError."""
+    forget()
     check_axes(space.spec, {"hardware": space.spec.hardware, "workload": space.spec.workload})
     seen: set[str] = set()
     for axis in space.axes:
