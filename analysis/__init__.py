@@ -13,12 +13,17 @@ _HOME = {
     "front_rows": "analysis.designs",
     "heat_map_figure": "analysis.design_figures",
     "energy": "analysis.figures",
+    "hierarchical_roofline": "analysis.hierarchy",
+    "level_table": "analysis.hierarchy",
     "read_result": "analysis.tables",
     "roofline": "analysis.figures",
     "sensitivity_rows": "analysis.designs",
+    "speedup_figure": "analysis.bars",
     "summaries": "analysis.tables",
     "timeline": "analysis.figures",
     "tornado_figure": "analysis.design_figures",
+    "utilisation_figure": "analysis.bars",
+    "utilisation_table": "analysis.bars",
 }
 __all__ = sorted(_HOME)
 

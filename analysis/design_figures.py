@@ -55,6 +55,7 @@ def front_figure(source: Source, objectives: Mapping[str, str]) -> Figure:
         axes.scatter(
             [number(r, x) * fx for r in rows], [number(r, y) * fy for r in rows], s=9, color=GREY, alpha=0.45,
             linewidths=0, label=f"{len(rows):,} points",
+            rasterized=True,
         )  # fmt: skip
         steps = [(number(r, x) * fx, number(r, y) * fy) for r in front]
         axes.step(*zip(*steps, strict=True), where="post", color=BLUE, lw=1.1, label="front", zorder=3)
@@ -112,7 +113,8 @@ def heat_map_figure(source: Source, x: str, y: str, value: str, goal: str = "min
         cells[at] = better(cells[at], number(row, value)) if at in cells else number(row, value)
     factor, unit = _scale(list(cells.values()), value)
     grid = [[cells.get((c, r), float("nan")) * factor for c in columns] for r in lines]
-    with figure(min(0.9 + 0.32 * len(lines), 7.0)) as drawn:
+    height = max(2.2, 0.9 + min(0.3 * len(lines), max(2.4, 0.16 * len(lines))))
+    with figure(height) as drawn:
         from matplotlib import colormaps
 
         axes = drawn.subplots()
@@ -132,7 +134,7 @@ def heat_map_figure(source: Source, x: str, y: str, value: str, goal: str = "min
         bar = drawn.colorbar(image, ax=axes, fraction=0.04, pad=0.015)
         several = len(rows) > len(cells)
         bar.set_label(_label(value, unit, goal if several else ""))
-        below = min(0.45, 0.42 / (0.9 + 0.32 * len(lines)) + 0.05)
+        below = 0.5 / height
         drawn.subplots_adjust(left=0.12, right=0.93, top=0.97, bottom=below)
     return drawn
 
@@ -145,6 +147,9 @@ def tornado_figure(source: Source, value: str, axes: Sequence[str] = ()) -> Figu
     with figure(0.75 + 0.33 * len(found)) as drawn:
         plot = drawn.subplots()
         for i, row in enumerate(found):
+            if row["swing"] == 1:
+                plot.annotate(" no effect", (1, i), va="center", fontsize=7, color=GREY)
+                continue
             for end, colour in (("low", BLUE), ("high", ORANGE)):
                 plot.barh(i, row[end] - 1, left=1, height=0.6, color=colour)
             plot.annotate(

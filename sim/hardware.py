@@ -176,6 +176,12 @@ class Hardware(Machine):
             )
 
     @property
+    def scratchpad_bytes_per_s(self) -> float:
+        """Reads and writes of the scratchpads of all cores together."""
+        pad = self.scratchpad
+        return float(self.cores * (pad.read_bytes_per_cycle + pad.write_bytes_per_cycle) * self.clock)
+
+    @property
     def riding(self) -> bool:
         """Whether vector operators are applied to the tiles of a product: not where operators are kept apart, and not
         where products run in memory.

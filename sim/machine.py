@@ -153,6 +153,11 @@ class Machine(Strict, ABC):
         return float(self.dram.channel_peak_bytes_per_s * self.memory.channels)
 
     @property
+    def scratchpad_bytes_per_s(self) -> float | None:
+        """Bytes per second of all on-chip operand memory at best; None where the description does not say."""
+        return None
+
+    @property
     @abstractmethod
     def formats(self) -> tuple[str, ...]:
         """Number formats that the machine multiplies."""

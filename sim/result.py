@@ -101,6 +101,7 @@ class Report:
             "roofline": {
                 "peak_flops_per_s": peak,
                 "peak_bytes_per_s": bandwidth,
+                "peak_scratchpad_bytes_per_s": self.machine.scratchpad_bytes_per_s,
                 "peak_vector_ops_per_s": self._roofs.vector_ops_per_s,
                 "peak_flops_per_s_by_format": dict(self._roofs.flops_per_s),
                 "intensity_flop_per_byte": done / dram_bytes if dram_bytes else None,

@@ -126,7 +126,7 @@ def plot(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A result fo
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Result folders of `simulate`.")],
     output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for the tables and the picture.")
+        str | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for the tables and pictures.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -137,6 +137,8 @@ def compare(
     rows, systems = compare_rows(folders), system_rows(folders)
     target = None if output is None else place(output)
     if target is not None:
+        from analysis.bars import utilisation_figure
+        from analysis.hierarchy import hierarchical_roofline
         from analysis.style import save
         from sim.output import result_folder
         from sim.result import csv_text
@@ -145,7 +147,14 @@ def compare(
             for name, table in (("systems", systems), ("compare", rows)):
                 columns: dict[str, list[object]] = {key: [row[key] for row in table] for key in table[0]}
                 (filled / f"{name}.csv").write_text(csv_text(columns), encoding="utf-8")
-            save(systems_figure(systems), filled / "systems.png")
+            pictures = {
+                "systems": systems_figure(systems),
+                "roofline": hierarchical_roofline(folders),
+                "utilisation": utilisation_figure(folders),
+            }
+            for name, drawn in pictures.items():
+                for ending in ("png", "svg"):
+                    save(drawn, filled / f"{name}.{ending}")
     if json:
         print_json({"folders": [str(folder) for folder in folders], "systems": systems, "rows": rows})
         return
@@ -160,7 +169,7 @@ def compare(
     ]
     print_table("", ["", "quantity", *names, *ratios], lines, right=[*names, *ratios])
     if target is not None:
-        print(f"Tables and picture in {target}/")
+        print(f"Tables and pictures in {target}/")
 
 
 def _print_systems(systems: Sequence[Mapping[str, Any]], shares: Mapping[str, str]) -> None:

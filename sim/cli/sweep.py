@@ -151,28 +151,31 @@ def _bar() -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _print(outcome: Outcome) -> None:
+    import pyarrow.compute as pc
+
     from sim.sweep.point import IMPOSSIBLE, OK
 
-    rows: list[dict[str, Any]] = [row for row in outcome.table.to_pylist() if row["status"] == OK]
+    table = outcome.table
     ordered = sorted(outcome.counts.items(), key=lambda item: item[0] != OK)
     counts = ", ".join(f"{n:,} {status}" for status, n in ordered)
-    print(f"{outcome.table.num_rows:,} points: {counts}")
-    if rows:
-        fastest = sorted(rows, key=lambda row: row["time_s"])[:TOP]
-        table = [
+    print(f"{table.num_rows:,} points: {counts}")
+    if outcome.counts.get(OK):
+        # A sweep may have more rows than should ever be Python objects at once.
+        good = table.filter(pc.equal(table["status"], OK)).sort_by("time_s")
+        lines = [
             [*(_cell(row[key]) for key in outcome.columns), engineering(row["time_s"], "s"),
              engineering(row["energy_j"], "J"), engineering(row["tokens_per_s"] or 0, "tok/s"), row["bound"]]
-            for row in fastest
+            for row in good.slice(0, TOP).to_pylist()
         ]  # fmt: skip
-        print_table("fastest points", [*outcome.columns, "time", "energy", "rate", "bound"], table)
+        print_table("fastest points", [*outcome.columns, "time", "energy", "rate", "bound"], lines)
     for status in sorted(set(outcome.counts) - {OK}):
-        bad = [row for row in outcome.table.to_pylist() if row["status"] == status]
-        reasons: dict[str, int] = {}
-        for row in bad:
-            reasons[row["error"]] = reasons.get(row["error"], 0) + 1
+        reasons = table.filter(pc.equal(table["status"], status))["error"].value_counts().to_pylist()
         what = "cannot exist" if status == IMPOSSIBLE else status
-        for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:TOP]:
-            print(f"{count:,} {what}: {reason}")
+        reasons.sort(key=lambda found: (-found["counts"], found["values"]))
+        for found in reasons[:TOP]:
+            print(f"{found['counts']:,} {what}: {found['values']}")
+        if len(reasons) > TOP:
+            print(f"{len(reasons) - TOP:,} further reasons are in the column error of the results")
 
 
 def _cell(value: Any) -> str:

@@ -82,7 +82,8 @@ def run_sweep(
     finally:
         store.flush()
     table = store.finish(space.columns)
-    counts.update(table["status"].to_pylist() if table.num_rows else ())
+    if table.num_rows:
+        counts.update({found["values"]: found["counts"] for found in table["status"].value_counts().to_pylist()})
     store.describe(points, True, counts, [RESULTS])
     return Outcome(table, dict(counts), space.columns)
 

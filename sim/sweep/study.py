@@ -24,7 +24,7 @@ from sim.sweep.space import Axis, Space
 STUDY: Final = "study.sqlite"
 STARTUP: Final = 0.15
 """Part of the trials that are drawn at random before the sampler draws its own conclusions."""
-LOCAL: Final = 0.4
+LOCAL: Final = 0.2
 """Part of the trials after those that try a neighbour of the front instead of asking the sampler."""
 SECONDS: Final = 2.0
 """Longest that a told trial waits to be in the file."""
