@@ -204,8 +204,10 @@ class Report:
         columns["source"] = [row.source for row in self.energy_rows]
         return columns
 
-    def write(self, folder: str | Path, pictures: bool = True) -> Path:
+    def write(self, folder: str | Path, pictures: bool = True, page: bool = False) -> Path:
         """Write all files of docs/report.md into `folder`, which appears complete or not at all; returns it.
+
+        `page` adds report.html, which holds all of it in one file.
 
         Raises ConfigError where the folder cannot be written or holds something else.
         """
@@ -222,6 +224,10 @@ class Report:
                 from analysis.figures import draw_all
 
                 draw_all(target)
+            if page:
+                from analysis.pages import run_page
+
+                (target / "report.html").write_text(run_page(target), encoding="utf-8")
         return Path(folder)
 
     @cached_property

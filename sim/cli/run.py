@@ -10,6 +10,7 @@ import typer
 
 from sim.cli.printing import binary_size, engineering, print_json, print_table, progress, say_if_kernels_are_new
 from sim.cli.settings import place
+from sim.errors import ConfigError
 
 if TYPE_CHECKING:
     from sim.result import Report
@@ -31,6 +32,7 @@ def simulate(
         str | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for tables, timeline, pictures.")
     ] = None,
     set_: Set = None,
+    html: Annotated[bool, typer.Option("--html", help="Add a page, DIR/report.html, that holds everything.")] = False,
     json: Json = False,
 ) -> None:
     """Simulate a workload on a machine."""
@@ -42,6 +44,8 @@ def simulate(
     from workloads import load_workload
 
     overrides = settings(set_ or [], ("hw", "workload"))
+    if html and output is None:
+        raise ConfigError("--html writes a page into the folder of -o, but there is no -o")
     target = None if output is None else place(output)
     if target is not None:
         check_target(target)
@@ -64,7 +68,7 @@ def simulate(
 
         report = run(machine, work, progress=step)
     if target is not None:
-        report.write(target)
+        report.write(target, page=html)
     if json:
         print_json(report.summary)
         return

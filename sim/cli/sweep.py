@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from sim.sweep.run import Outcome
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+Html = Annotated[bool, typer.Option("--html", help="Add a page, DIR/report.html, with a table and a scatter.")]
+PAGE = "report.html"
 TOP = 8
 """How many points the table of a sweep shows."""
 
@@ -32,6 +35,7 @@ def sweep(
     restart: Annotated[bool, typer.Option("--restart", help="Begin an unfinished sweep again.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Simulate even what is known already.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Run even a space of more than 10^8 points.")] = False,
+    html: Html = False,
     json: Json = False,
 ) -> None:
     """Simulate every point of a design space; results stream to Parquet and a broken-off sweep resumes."""
@@ -54,11 +58,12 @@ def sweep(
             read, target, jobs=jobs or cpu_count(), cluster=cluster, resume=resume, restart=restart,
             cached=not no_cache, progress=show,
         )  # fmt: skip
+    pages = _page(target) if html else []
     if json:
         print_json({"points": outcome.table.num_rows, **outcome.counts, "results": str(target / "results.parquet")})
         return
     _print(outcome)
-    print(f"Results in {target}/: results.parquet, sweep.json")
+    print(f"Results in {target}/: {', '.join(['results.parquet', 'sweep.json', *pages])}")
 
 
 def search(
@@ -72,6 +77,7 @@ def search(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampler.")] = 0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Points tried at once; 0 takes all processors.")] = 1,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Simulate even what is known already.")] = False,
+    html: Html = False,
     json: Json = False,
 ) -> None:
     """Search a design space for the points that no other beats in all objectives."""
@@ -99,6 +105,7 @@ def search(
         from analysis.figures import draw_all
 
         drawn = [path.name for path in draw_all(target, ("png", "svg"))]
+    drawn += _page(target) if html else []
     if json:
         print_json({"tried": found.tried, "objectives": dict(found.objectives), "front": front})
         return
@@ -107,6 +114,14 @@ def search(
     lines = [[*(_cell(row[k]) for k in keys), *(f"{row[name]:.4g}" for name in found.objectives)] for row in front]
     print_table("front", [*keys, *found.objectives], lines, right=list(found.objectives))
     print(f"Results in {target}/: {', '.join(['front.parquet', 'trials.parquet', 'study.sqlite', *drawn])}")
+
+
+def _page(target: Path) -> list[str]:
+    from analysis.pages import sweep_page
+    from sim.output import write_text
+
+    write_text(target / PAGE, sweep_page(target))
+    return [PAGE]
 
 
 def cache(
