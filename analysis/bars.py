@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.compare import column_names
 from analysis.style import BLACK, BLUE, figure, ink_on
@@ -20,8 +20,12 @@ Claim = float | tuple[float, float]
 """A published speedup, or the range of it."""
 
 
-def speedup_rows(folders: Sequence[str | Path], claims: Mapping[str, Claim] | None = None) -> list[dict[str, Any]]:
+def speedup_rows(
+    folders: Sequence[str | Path], claims: Mapping[str, Claim] | None = None, by: Literal["step", "tokens"] = "step"
+) -> list[dict[str, Any]]:
     """`system`, `speedup` over the first folder, and of a claimed one `claim_low`, `claim_high` and `off`.
+
+    `by`: of the time of a step, or of tokens per second, which runs with other numbers of steps or requests share.
 
     `claims`: published speedups over the same first system, by the name of the folder. `off` is how far ours is
     outside the claim, as a ratio less one; 0 inside. Raises ConfigError for a claim about no folder.
@@ -30,11 +34,14 @@ def speedup_rows(folders: Sequence[str | Path], claims: Mapping[str, Claim] | No
     for name in claims or {}:
         if name not in names:
             raise ConfigError(not_among("system", name, names), key="claims")
+    rates = dict(zip(names, (read_result(folder).summary["tokens_per_s"] for folder in folders), strict=True))
     found: list[dict[str, Any]] = []
     for row in system_rows(folders):
-        claim = (claims or {}).get(row["system"])  # type: ignore[arg-type]
+        claim = (claims or {}).get(str(row["system"]))
         low, high = claim if isinstance(claim, tuple) else (claim, claim)
         ours = row["speedup"]
+        if by == "tokens":
+            ours = rates[str(row["system"])] / rates[names[0]]
         off = None
         if low is not None and high is not None and isinstance(ours, float):
             off = ours / low - 1 if ours < low else ours / high - 1 if ours > high else 0.0
@@ -42,9 +49,11 @@ def speedup_rows(folders: Sequence[str | Path], claims: Mapping[str, Claim] | No
     return found
 
 
-def speedup_figure(folders: Sequence[str | Path], claims: Mapping[str, Claim] | None = None) -> Figure:
+def speedup_figure(
+    folders: Sequence[str | Path], claims: Mapping[str, Claim] | None = None, by: Literal["step", "tokens"] = "step"
+) -> Figure:
     """`speedup_rows` as bars, with what was published as black lines or brackets over them."""
-    rows = speedup_rows(folders, claims)
+    rows = speedup_rows(folders, claims, by)
     height = 0.75 + 0.36 * len(rows)
     with figure(height) as drawn:
         axes = drawn.subplots()
@@ -65,7 +74,7 @@ def speedup_figure(folders: Sequence[str | Path], claims: Mapping[str, Claim] | 
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(0, max(ends, default=1) * 1.35 or 1)
         axes.axvline(1, color=BLACK, lw=0.5, ls=":")
-        axes.set_xlabel(f"speedup over {rows[0]['system']}")
+        axes.set_xlabel(f"{'tokens/s' if by == 'tokens' else 'speedup'} over {rows[0]['system']}")
         if claims:
             axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=7, borderaxespad=0)
         drawn.subplots_adjust(left=0.2, right=0.985, top=1 - 0.2 / height, bottom=0.42 / height)

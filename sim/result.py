@@ -252,8 +252,8 @@ class Report:
 
     @property
     def _tokens(self) -> int:
-        """Tokens generated, or processed where no pass decodes."""
-        if any(p.phase == "decode" for p in self.passes):
+        """Tokens generated, or processed where no pass after a prefill generates any."""
+        if any(p.phase == "decode" or (p.generated and p.phase != "prefill") for p in self.passes):
             return sum(p.repeat * p.generated for p in self.passes)
         return sum(p.repeat * p.tokens for p in self.passes)
 
