@@ -7,12 +7,23 @@ from typing import Any
 
 _HOME = {
     "compare": "analysis.compare",
+    "design_table": "analysis.designs",
     "draw_all": "analysis.figures",
+    "front_figure": "analysis.design_figures",
+    "front_rows": "analysis.designs",
+    "heat_map_figure": "analysis.design_figures",
     "energy": "analysis.figures",
+    "hierarchical_roofline": "analysis.hierarchy",
+    "level_table": "analysis.hierarchy",
     "read_result": "analysis.tables",
     "roofline": "analysis.figures",
+    "sensitivity_rows": "analysis.designs",
+    "speedup_figure": "analysis.bars",
     "summaries": "analysis.tables",
     "timeline": "analysis.figures",
+    "tornado_figure": "analysis.design_figures",
+    "utilisation_figure": "analysis.bars",
+    "utilisation_table": "analysis.bars",
 }
 __all__ = sorted(_HOME)
 

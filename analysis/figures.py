@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis import dram, sparse, stream
+from analysis.design_figures import design_pictures
+from analysis.designs import is_design_result
 from analysis.energy import energy
 from analysis.roofline import roofline
 from analysis.style import save
@@ -29,7 +31,9 @@ def draw_all(folder: str | Path, formats: Sequence[str] = ("png",)) -> list[Path
     Raises ConfigError where the folder holds no result of this version.
     """
     figures: list[tuple[str, Callable[[], Figure]]]
-    if dram.is_dram_result(folder):
+    if is_design_result(folder):
+        figures = list(design_pictures(folder).items())
+    elif dram.is_dram_result(folder):
         run = dram.read_dram_result(folder)
         figures = [(name, partial(draw, run)) for name, draw in dram.FIGURES.items()]
     elif stream.is_stream_result(folder):

@@ -20,6 +20,7 @@ FOLDERS: Final = {
     "energy": ("hwconfigs", "energy"),
     "graph": ("hwconfigs", "graphs"),
     "unit": ("hwconfigs", "units"),
+    "area": ("hwconfigs", "area"),
     "model": ("workloads", "models"),
     "workload": ("workloads", "scenarios"),
 }

@@ -99,10 +99,25 @@ def parse_scalar(text: str) -> str | int | float | bool | None:
     return text
 
 
+_READ: dict[Path, tuple[tuple[int, ...], Document]] = {}
+"""Files as they were read last, each with what tells whether it has changed since."""
+
+
 def load_yaml(path: str | Path) -> Document:
-    """Read one YAML file; its top level must be a mapping. Raises ConfigError."""
+    """Read one YAML file; its top level must be a mapping. Raises ConfigError.
+
+    A file is parsed again when it has changed. All who ask for it share the document, so nobody may change its data.
+    """
     path = Path(path)
-    return parse_yaml(read_text(path), path)
+    try:
+        about = path.stat()
+        state: tuple[int, ...] = (about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    except OSError:
+        return parse_yaml(read_text(path), path)
+    known = _READ.get(path)
+    if known is None or known[0] != state:
+        known = _READ[path] = (state, parse_yaml(read_text(path), path))
+    return known[1]
 
 
 def read_text(path: str | Path) -> str:

@@ -34,7 +34,7 @@ def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
     tasks = program.unit.shape[0]
     result = Result(*(np.full(tasks, -1, np.int64) for _ in range(3)))
     classes = program.seg_ptr.shape[0]
-    key = (memory.model_dump_json(by_alias=True), steady)
+    key = (memory.content, steady)
     t, known = _LAST.pop(key, (None, None))
     if t is None:
         t = compile_memory(memory, steady=steady)

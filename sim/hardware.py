@@ -176,6 +176,12 @@ class Hardware(Machine):
             )
 
     @property
+    def scratchpad_bytes_per_s(self) -> float:
+        """Reads and writes of the scratchpads of all cores together."""
+        pad = self.scratchpad
+        return float(self.cores * (pad.read_bytes_per_cycle + pad.write_bytes_per_cycle) * self.clock)
+
+    @property
     def riding(self) -> bool:
         """Whether vector operators are applied to the tiles of a product: not where operators are kept apart, and not
         where products run in memory.
@@ -217,6 +223,8 @@ class Hardware(Machine):
             lanes=self.cores * self.array.count * self.array.rows * self.array.columns,
             unit=self.array.unit,
             array_lanes=self.array.rows * self.array.columns,
+            vector_lanes=self.cores * self.vector.count * self.vector.lanes,
+            engine=self.sparse.engine if self.sparse is not None else "",
         )
 
     @property

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sim.tiers import DEVICE, Tier, load_tier
-from sim.units import Bytes, Energy, Length, Time
+from sim.units import Area, Bytes, Energy, Length, Time
 
 if TYPE_CHECKING:
     from sim.standards import Memory
@@ -48,11 +49,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
 
     @cached_property
-    def _content(self) -> str:
+    def content(self) -> str:
+        """Everything that it says, as text."""
         return self.model_dump_json(by_alias=True)
 
     def __hash__(self) -> int:
-        return hash(self._content)
+        return hash(self.content)
 
 
 class MemoryUse(Strict):
@@ -89,6 +91,7 @@ class EnergyUse(Strict):
 class Chip:
     """What the energy model must know of a machine: bytes of the memory that an on-chip access pays for, bytes of all
     on-chip memory and multiply-accumulate lanes that leak; kind of arithmetic unit, and the lanes of one array of them.
+    The area model asks for the lanes of vector units and the engine that skips zeros as well.
     """
 
     sram_access_bytes: int
@@ -96,6 +99,8 @@ class Chip:
     lanes: int
     unit: str = "plain"
     array_lanes: int = 1
+    vector_lanes: int = 0
+    engine: str = ""
 
 
 class Machine(Strict, ABC):
@@ -107,6 +112,7 @@ class Machine(Strict, ABC):
     description: str = ""
     technology: str = Field(description="technology node, e.g. 7 nm")
     fabric: Literal["asic", "fpga"] = Field(default="asic", description="what the machine is built of")
+    die: Area | None = Field(default=None, description="area of the die where it is known; default: estimated")
     memory: MemoryUse
     software: Software = Field(default_factory=Software)
     energy: EnergyUse
@@ -147,6 +153,11 @@ class Machine(Strict, ABC):
         return float(self.dram.channel_peak_bytes_per_s * self.memory.channels)
 
     @property
+    def scratchpad_bytes_per_s(self) -> float | None:
+        """Bytes per second of all on-chip operand memory at best; None where the description does not say."""
+        return None
+
+    @property
     @abstractmethod
     def formats(self) -> tuple[str, ...]:
         """Number formats that the machine multiplies."""
@@ -175,6 +186,22 @@ class Machine(Strict, ABC):
     def interconnect_pj_per_bit(self) -> float:
         """Energy of a bit sent to another device; 0 for a machine without links."""
         return 0.0
+
+    @property
+    def area_mm2(self) -> float | None:
+        """Square millimetres of the chip and of units in the memory; None where neither die nor node is known."""
+        from sim.area import area_mm2
+
+        parts = area_mm2(self)
+        return None if parts is None else math.fsum(parts.values())
+
+    @property
+    def cost_usd(self) -> float | None:
+        """US dollars of chip, memory and assembly, by the same first-order model."""
+        from sim.area import cost_usd
+
+        parts = cost_usd(self)
+        return None if parts is None else math.fsum(parts.values())
 
     def check_parts(self) -> None:
         """Raise ConfigError where the machine asks its memory for what that does not have."""

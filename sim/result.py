@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sim.area import area_mm2, cost_usd
 from sim.energy import total_counts
 from sim.energy_row import COMPONENTS, EnergyRow
 from sim.hints import mac_energy, told
@@ -66,6 +67,7 @@ class Report:
         tokens = self._tokens
         step_s, ttft_s = self._mean_s("decode"), self._total_s("prefill")
         peak, bandwidth = self._peak_flops_per_s, self._roofs.bytes_per_s
+        area, cost = area_mm2(self.machine), cost_usd(self.machine)
         return {
             "schema": SCHEMA,
             "hardware": self.info.hardware,
@@ -99,6 +101,7 @@ class Report:
             "roofline": {
                 "peak_flops_per_s": peak,
                 "peak_bytes_per_s": bandwidth,
+                "peak_scratchpad_bytes_per_s": self.machine.scratchpad_bytes_per_s,
                 "peak_vector_ops_per_s": self._roofs.vector_ops_per_s,
                 "peak_flops_per_s_by_format": dict(self._roofs.flops_per_s),
                 "intensity_flop_per_byte": done / dram_bytes if dram_bytes else None,
@@ -132,6 +135,10 @@ class Report:
             "pim": self._pim(time_s),
             "attention": self._decided("attention"),
             **self.machine.facts,
+            "area_mm2": None if area is None else math.fsum(area.values()),
+            "area_breakdown_mm2": area,
+            "cost_usd": None if cost is None else math.fsum(cost.values()),
+            "cost_breakdown_usd": cost,
             "energy_table": self.machine.energy.table,
             "technology": self.machine.technology,
             "provenance": dict(self.info.provenance),
@@ -197,8 +204,10 @@ class Report:
         columns["source"] = [row.source for row in self.energy_rows]
         return columns
 
-    def write(self, folder: str | Path, pictures: bool = True) -> Path:
+    def write(self, folder: str | Path, pictures: bool = True, page: bool = False) -> Path:
         """Write all files of docs/report.md into `folder`, which appears complete or not at all; returns it.
+
+        `page` adds report.html, which holds all of it in one file.
 
         Raises ConfigError where the folder cannot be written or holds something else.
         """
@@ -215,6 +224,10 @@ class Report:
                 from analysis.figures import draw_all
 
                 draw_all(target)
+            if page:
+                from analysis.pages import run_page
+
+                (target / "report.html").write_text(run_page(target), encoding="utf-8")
         return Path(folder)
 
     @cached_property
@@ -239,7 +252,7 @@ class Report:
 
     @property
     def _tokens(self) -> int:
-        """Tokens generated, or processed where no pass but a prefill yields any."""
+        """Tokens generated, or processed where no pass after a prefill generates any."""
         if any(p.phase == "decode" for p in self.passes) or self._generating:
             return sum(p.repeat * p.generated for p in self.passes)
         return sum(p.repeat * p.tokens for p in self.passes)

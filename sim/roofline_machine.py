@@ -7,7 +7,7 @@ every tensor crosses the memory's bus once an operator, and no byte is refetched
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -50,7 +50,10 @@ class RooflineMachine(Machine):
     def chip(self) -> Chip:
         """The cache, and lanes as by the fastest format's rate."""
         return Chip(
-            sram_access_bytes=int(self.cache), sram_bytes=int(self.cache), lanes=max(self.macs_per_cycle.values())
+            sram_access_bytes=int(self.cache),
+            sram_bytes=int(self.cache),
+            lanes=max(self.macs_per_cycle.values()),
+            vector_lanes=self.vector_ops_per_cycle,
         )
 
     @property
@@ -77,14 +80,16 @@ class RooflineEngine:
         times: list[tuple[int, int]] = []
         now = 0
         for block in work.blocks:
-            layer = [(op, self._tasks(op, f"{block.name}.{op.name}")) for op in block.ops]
+            layer = [
+                (_row(op, block.name, 0, work), self._tasks(op, f"{block.name}.{op.name}")) for op in block.ops
+            ]
             for number in range(block.repeat):
-                for op, units in layer:
+                for row, units in layer:
                     for task, length in units:
                         tasks.append({**task, "op": len(rows)})
                         times.append((now, now + length))
                     now += max(length for _, length in units)
-                    rows.append(_row(op, block.name, number, work))
+                    rows.append(replace(row, layer=number))
         columns = {f.name: np.array([task.get(f.name, 0) for task in tasks], np.int64) for f in fields(TaskTable)}
         start, end = (np.array(column, np.int64) for column in zip(*times, strict=True))
         return PassResult(

@@ -69,9 +69,23 @@ def run_info(machine: Machine, workload: Workload) -> RunInfo:
             "opcycle": __version__,
             "hwconfig_sha256": _hash(hwconfig),
             "workload_sha256": _hash(asked),
-            "memory_sha256": _hash(machine.dram.model_dump_json(by_alias=True)),
+            "memory_sha256": _hash(machine.dram.content),
             "energy_table_sha256": _hash(table.model_dump_json(by_alias=True)),
         },
+    )
+
+
+def brief_info(machine: Machine, workload: Workload) -> RunInfo:
+    """As `run_info` with names and sizes alone, for runs of which no files are kept."""
+    trace = workload.trace()
+    return RunInfo(
+        hardware=machine.name,
+        workload=workload.name,
+        model=trace.model,
+        batch=trace.batch,
+        methods=tuple(trace.methods),
+        weights_bytes=trace.weight_bytes,
+        kv_bytes=trace.kv_bytes,
     )
 
 

@@ -6,6 +6,7 @@ commands by level, the address decoder, refresh phases) is worked out here, once
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
@@ -172,6 +173,11 @@ class Strict(BaseModel):
     """Base of every section: frozen, no unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
+
+    @cached_property
+    def content(self) -> str:
+        """Everything that it says, as text."""
+        return self.model_dump_json(by_alias=True)
 
 
 class Organisation(Strict):
@@ -523,6 +529,21 @@ def load_memory(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     """
     document = load_based("memory", name_or_path)
     asked = dict(overrides or {})
+    what = f"{document.path} {json.dumps(asked, default=str)}"
+    known = _KNOWN.get(what)
+    if known is None or known[0] != document.data:
+        if len(_KNOWN) >= KEPT:
+            _KNOWN.clear()
+        known = _KNOWN[what] = (document.data, _load(document, asked))
+    return known[1]
+
+
+KEPT = 64
+"""Memories that are remembered; a sweep asks for the same few again and again."""
+_KNOWN: dict[str, tuple[Mapping[str, Any], Memory]] = {}
+
+
+def _load(document: Document, asked: dict[str, Any]) -> Memory:
     policy = str(asked.get("policy", asked.get("controller.policy", "")))
     data = dict(document.data)
     own = data.pop("policies", {})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
@@ -140,6 +141,7 @@ def quantity(
             raise ValueError(f"{value!r} is no whole number of {base}, in which {what} is counted")
         return int(exact)
 
+    @lru_cache(maxsize=4096, typed=True)
     def write(value: float) -> str:
         return format_quantity(value, units)
 

@@ -27,6 +27,10 @@ def machine(dram: Any = None, table: str = "7nm", dram_io: float | None = None) 
     peaks = {"bf16": 262.144e12, "int8": 524.288e12}
     return SimpleNamespace(
         technology="7 nm",
+        fabric="asic",
+        die=100.0,
+        clock=10**9,
+        scratchpad_bytes_per_s=16.384e12,
         formats=("bf16", "int8"),
         facts={"preload_model": "double_buffered", "dataflow": "ws"},
         chip=Chip(sram_access_bytes=8 << 20, sram_bytes=10 << 20, lanes=8 * 128 * 128),

@@ -16,7 +16,7 @@ from sim.output import MANIFEST
 from tests.conftest import Outcome
 
 Run = Callable[..., Outcome]
-COMMANDS = ["simulate", "trace", "compare", "plot", "check", "list", "schema", "sweep", "cache", "unit"]
+COMMANDS = ["simulate", "trace", "compare", "plot", "check", "list", "schema", "sweep", "search", "cache", "unit"]
 
 MODEL = """\
 schema: opcycle/model/1
@@ -100,7 +100,8 @@ def test_one_of_a_list_shows_values_with_sources(opcycle: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["hardware", "workload", "trace", "memory", "energy", "kernels", "dram-energy", "model", "method", "unit"]
+    "kind",
+    ["hardware", "workload", "trace", "memory", "energy", "kernels", "dram-energy", "model", "method", "unit", "area"],
 )
 def test_schemas_describe_each_kind_of_file(opcycle: Run, kind: str) -> None:
     schema = parsed(opcycle("schema", kind))
@@ -114,7 +115,7 @@ def test_everything_that_ships_is_valid(opcycle: Run, root: Path) -> None:
     assert [row["file"] for row in rows] == [str(file) for file in files]
     kinds = {
         "hardware", "kernels", "memory", "tier", "energy", "dram-energy", "model", "method", "workload", "unit",
-        "stream", "lengths",
+        "stream", "lengths", "area",
     }  # fmt: skip
     assert {row["kind"] for row in rows} == kinds
     assert all(row["ok"] and row["error"] is None for row in rows)

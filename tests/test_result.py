@@ -370,3 +370,14 @@ def test_importing_the_report_loads_neither_pandas_nor_matplotlib():
 def test_the_machine_is_described_in_the_summary():
     s = report(two_layers(), on=machine(table="45nm")).summary
     assert (s["preload_model"], s["dataflow"], s["energy_table"]) == ("double_buffered", "ws", "45nm")
+
+
+def test_guesses_are_no_tokens_until_they_are_accepted():
+    # Two drafts of four guesses each, checked in passes of five positions of which three and one are kept.
+    passes = [
+        replace(decoder(layers=1, tiles=2), name=f"{kind}.{i}", phase=kind, repeat=1, tokens=tokens, generated=kept)
+        for i, (kind, tokens, kept) in enumerate([("draft", 4, 0), ("verify", 5, 3), ("draft", 4, 0), ("verify", 5, 1)])
+    ]
+    assert report(*passes).summary["tokens"] == 4
+    first = replace(decoder(layers=1, tiles=2), name="prefill", phase="prefill", repeat=1, tokens=16, generated=1)
+    assert report(first).summary["tokens"] == 16

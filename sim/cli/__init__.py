@@ -18,7 +18,7 @@ import typer
 from sim.cli.claims import claims
 from sim.cli.data import check, list_, schema
 from sim.cli.run import compare, plot, simulate, trace
-from sim.cli.sweep import cache, sweep
+from sim.cli.sweep import cache, search, sweep
 from sim.cli.unit import unit
 from sim.cli.validate import validate
 from sim.errors import ConfigError, nearest, not_among
@@ -41,6 +41,7 @@ app.command()(check)
 app.command("list")(list_)
 app.command()(schema)
 app.command()(sweep)
+app.command()(search)
 app.command()(cache)
 app.command()(claims)
 app.command()(validate)

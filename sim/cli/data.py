@@ -45,6 +45,7 @@ class Schema(StrEnum):
     dram_energy = "dram-energy"
     stream = "stream"
     unit = "unit"
+    area = "area"
     sweep = "sweep"
     lengths = "lengths"
 
@@ -122,6 +123,10 @@ def _validate(kind: Schema, file: Path) -> None:
         from sim.arithmetic import load_unit
 
         load_unit(str(file))
+    elif kind is Schema.area:
+        from sim.area import load_silicon
+
+        load_silicon(str(file))
     elif kind is Schema.dram_energy:
         from sim.config import build, load_yaml
         from sim.energy_tables import DramInterfaces
@@ -172,6 +177,7 @@ _MODELS = {
     Schema.stream: ("sim.stream.schema", "Graph"),
     Schema.method: ("workloads.methods", "Method"),
     Schema.unit: ("sim.arithmetic", "ArithmeticUnit"),
+    Schema.area: ("sim.area", "Silicon"),
     Schema.model: ("workloads.models", "Model"),
     Schema.workload: ("workloads.scenario", "Scenario"),
     Schema.trace: ("workloads.trace_file", "trace_schema"),

@@ -10,6 +10,7 @@ import typer
 
 from sim.cli.printing import binary_size, engineering, print_json, print_table, progress, say, say_if_kernels_are_new
 from sim.cli.settings import place
+from sim.errors import ConfigError
 
 if TYPE_CHECKING:
     from sim.result import Report
@@ -31,6 +32,7 @@ def simulate(
         str | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for tables, timeline, pictures.")
     ] = None,
     set_: Set = None,
+    html: Annotated[bool, typer.Option("--html", help="Add a page, DIR/report.html, that holds everything.")] = False,
     json: Json = False,
 ) -> None:
     """Simulate a workload on a machine."""
@@ -42,6 +44,8 @@ def simulate(
     from workloads import load_workload
 
     overrides = settings(set_ or [], ("hw", "workload"))
+    if html and output is None:
+        raise ConfigError("--html writes a page into the folder of -o, but there is no -o")
     target = None if output is None else place(output)
     if target is not None:
         check_target(target)
@@ -65,7 +69,7 @@ def simulate(
 
         report = run(machine, work, progress=step)
     if target is not None:
-        report.write(target)
+        report.write(target, page=html)
     if json:
         print_json(report.summary)
         return
@@ -128,7 +132,7 @@ def plot(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A result fo
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Result folders of `simulate`.")],
     output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for the tables and the picture.")
+        str | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for the tables and pictures.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -139,6 +143,8 @@ def compare(
     rows, systems = compare_rows(folders), system_rows(folders)
     target = None if output is None else place(output)
     if target is not None:
+        from analysis.bars import utilisation_figure
+        from analysis.hierarchy import hierarchical_roofline
         from analysis.style import save
         from sim.output import result_folder
         from sim.result import csv_text
@@ -147,7 +153,14 @@ def compare(
             for name, table in (("systems", systems), ("compare", rows)):
                 columns: dict[str, list[object]] = {key: [row[key] for row in table] for key in table[0]}
                 (filled / f"{name}.csv").write_text(csv_text(columns), encoding="utf-8")
-            save(systems_figure(systems), filled / "systems.png")
+            pictures = {
+                "systems": systems_figure(systems),
+                "roofline": hierarchical_roofline(folders),
+                "utilisation": utilisation_figure(folders),
+            }
+            for name, drawn in pictures.items():
+                for ending in ("png", "svg"):
+                    save(drawn, filled / f"{name}.{ending}")
     if json:
         print_json({"folders": [str(folder) for folder in folders], "systems": systems, "rows": rows})
         return
@@ -162,7 +175,7 @@ def compare(
     ]
     print_table("", ["", "quantity", *names, *ratios], lines, right=[*names, *ratios])
     if target is not None:
-        print(f"Tables and picture in {target}/")
+        print(f"Tables and pictures in {target}/")
 
 
 def _print_systems(systems: Sequence[Mapping[str, Any]], shares: Mapping[str, str]) -> None:
@@ -214,10 +227,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
         ("roofline", f"{roof['intensity_flop_per_byte'] or 0:.3g} FLOP/B, {roof['bound']} bound"),
         ("busiest unit", f"{most} {summary['utilization'][most]:.0%}" if most else "-"),
         ("utilization", ", ".join(f"{unit} {share:.1%}" for unit, share in busy)),
+        ("area and cost", _silicon(summary)),
         ("simulated in", f"{summary['wall_s']:.2f} s"),
     ]
     rows = [row for row in rows if row[1] != "-"]
     print_table(f"{summary['workload']} on {summary['hardware']}", ["", "value"], rows)
+
+
+def _silicon(summary: dict[str, Any]) -> str:
+    area, cost = summary["area_mm2"], summary["cost_usd"]
+    parts = [] if area is None else [f"{area:,.0f} mm²"]
+    return ", ".join([*parts, *([] if cost is None else [f"{cost:,.0f} USD"])]) + " (first order)" if parts else "-"
 
 
 def _zeros(found: dict[str, Any] | None) -> str:

@@ -1,22 +1,25 @@
-"""The commands `sweep` and `cache`: many points of a design space, and the store of those already simulated."""
+"""The commands `sweep`, `search` and `cache`: many points of a design space, the best of them, the known ones."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sim.cli.printing import binary_size, engineering, print_json, print_table, say_if_kernels_are_new
 from sim.cli.settings import place
-from sim.errors import ConfigError
+from sim.errors import ConfigError, not_among
 
 if TYPE_CHECKING:
     from sim.sweep.run import Outcome
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+Html = Annotated[bool, typer.Option("--html", help="Add a page, DIR/report.html, with a table and a scatter.")]
+PAGE = "report.html"
 TOP = 8
 """How many points the table of a sweep shows."""
 
@@ -32,6 +35,7 @@ def sweep(
     restart: Annotated[bool, typer.Option("--restart", help="Begin an unfinished sweep again.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Simulate even what is known already.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Run even a space of more than 10^8 points.")] = False,
+    html: Html = False,
     json: Json = False,
 ) -> None:
     """Simulate every point of a design space; results stream to Parquet and a broken-off sweep resumes."""
@@ -54,11 +58,70 @@ def sweep(
             read, target, jobs=jobs or cpu_count(), cluster=cluster, resume=resume, restart=restart,
             cached=not no_cache, progress=show,
         )  # fmt: skip
+    pages = _page(target) if html else []
     if json:
         print_json({"points": outcome.table.num_rows, **outcome.counts, "results": str(target / "results.parquet")})
         return
     _print(outcome)
-    print(f"Results in {target}/: results.parquet, sweep.json")
+    print(f"Results in {target}/: {', '.join(['results.parquet', 'sweep.json', *pages])}")
+
+
+def search(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file as `sweep` takes it.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder; resumed if there.")],
+    trials: Annotated[int, typer.Option("--trials", "-n", min=1, help="Points to try, earlier ones too.")] = 100,
+    objective: Annotated[
+        list[str] | None, typer.Option("--objective", help="A result column, with :min or :max; several make a front.")
+    ] = None,
+    sampler: Annotated[str, typer.Option("--sampler", help="tpe, nsga2 or random.")] = "tpe",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampler.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Points tried at once; 0 takes all processors.")] = 1,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Simulate even what is known already.")] = False,
+    html: Html = False,
+    json: Json = False,
+) -> None:
+    """Search a design space for the points that no other beats in all objectives."""
+    from sim.sweep.local import cpu_count
+    from sim.sweep.objectives import read_objectives
+    from sim.sweep.search import run_search
+    from sim.sweep.spec import load_spec
+    from sim.sweep.study import Sampler
+
+    samplers = [each.value for each in Sampler]
+    if sampler not in samplers:
+        raise ConfigError(f"--sampler: {not_among('sampler', sampler, samplers)}")
+    read = load_spec(spec)
+    target = place(output)
+    goals = read_objectives(objective or [])
+    say_if_kernels_are_new("machine.run")
+    with _bar() as show:
+        found = run_search(
+            read, target, trials=trials, objectives=goals, sampler=Sampler(sampler), seed=seed,
+            jobs=jobs or cpu_count(), cached=not no_cache, progress=show,
+        )  # fmt: skip
+    front = found.front.to_pylist()
+    drawn = []
+    if front:
+        from analysis.figures import draw_all
+
+        drawn = [path.name for path in draw_all(target, ("png", "svg"))]
+    drawn += _page(target) if html else []
+    if json:
+        print_json({"tried": found.tried, "objectives": dict(found.objectives), "front": front})
+        return
+    print(f"{found.tried:,} points tried, {len(front):,} on the front")
+    keys = [key for key in found.front.column_names if key.startswith(("hw.", "workload.")) or key == "variant"]
+    lines = [[*(_cell(row[k]) for k in keys), *(f"{row[name]:.4g}" for name in found.objectives)] for row in front]
+    print_table("front", [*keys, *found.objectives], lines, right=list(found.objectives))
+    print(f"Results in {target}/: {', '.join(['front.parquet', 'trials.parquet', 'study.sqlite', *drawn])}")
+
+
+def _page(target: Path) -> list[str]:
+    from analysis.pages import sweep_page
+    from sim.output import write_text
+
+    write_text(target / PAGE, sweep_page(target))
+    return [PAGE]
 
 
 def cache(
@@ -103,28 +166,31 @@ def _bar() -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _print(outcome: Outcome) -> None:
+    import pyarrow.compute as pc
+
     from sim.sweep.point import IMPOSSIBLE, OK
 
-    rows: list[dict[str, Any]] = [row for row in outcome.table.to_pylist() if row["status"] == OK]
+    table = outcome.table
     ordered = sorted(outcome.counts.items(), key=lambda item: item[0] != OK)
     counts = ", ".join(f"{n:,} {status}" for status, n in ordered)
-    print(f"{outcome.table.num_rows:,} points: {counts}")
-    if rows:
-        fastest = sorted(rows, key=lambda row: row["time_s"])[:TOP]
-        table = [
+    print(f"{table.num_rows:,} points: {counts}")
+    if outcome.counts.get(OK):
+        # A sweep may have more rows than should ever be Python objects at once.
+        good = table.filter(pc.equal(table["status"], OK)).sort_by("time_s")
+        lines = [
             [*(_cell(row[key]) for key in outcome.columns), engineering(row["time_s"], "s"),
              engineering(row["energy_j"], "J"), engineering(row["tokens_per_s"] or 0, "tok/s"), row["bound"]]
-            for row in fastest
+            for row in good.slice(0, TOP).to_pylist()
         ]  # fmt: skip
-        print_table("fastest points", [*outcome.columns, "time", "energy", "rate", "bound"], table)
+        print_table("fastest points", [*outcome.columns, "time", "energy", "rate", "bound"], lines)
     for status in sorted(set(outcome.counts) - {OK}):
-        bad = [row for row in outcome.table.to_pylist() if row["status"] == status]
-        reasons: dict[str, int] = {}
-        for row in bad:
-            reasons[row["error"]] = reasons.get(row["error"], 0) + 1
+        reasons = table.filter(pc.equal(table["status"], status))["error"].value_counts().to_pylist()
         what = "cannot exist" if status == IMPOSSIBLE else status
-        for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:TOP]:
-            print(f"{count:,} {what}: {reason}")
+        reasons.sort(key=lambda found: (-found["counts"], found["values"]))
+        for found in reasons[:TOP]:
+            print(f"{found['counts']:,} {what}: {found['values']}")
+        if len(reasons) > TOP:
+            print(f"{len(reasons) - TOP:,} further reasons are in the column error of the results")
 
 
 def _cell(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from sim.errors import ConfigError
 from sim.sweep.cache import PointCache
 from sim.sweep.local import AHEAD, Task
-from sim.sweep.point import FAILED, OK, Row, evaluate, prepare, refused
+from sim.sweep.point import FAILED, OK, Prepared, Row, evaluate, forget, judged, prepare, refused
 from sim.sweep.spec import Spec, Value
 
 CONNECT_S: Final = 10
@@ -20,7 +20,8 @@ RETRIES: Final = 5
 
 
 def solve_remote(spec_json: str, keys: dict[str, Value]) -> Row:
-    """One point on a worker, which has no cache of its own."""
+    """One point on a worker, which has no cache of its own and may live longer than a sweep."""
+    forget()
     try:
         prepared = prepare(Spec.model_validate_json(spec_json), keys)
     except ConfigError as error:
@@ -56,7 +57,7 @@ def _solve(client: Any, spec: Spec, tasks: Iterator[Task], cache: PointCache | N
 
     text = spec.model_dump_json(by_alias=True)
     running: dict[Any, tuple[int, str]] = {}
-    under_way: dict[str, list[int]] = {}
+    under_way: dict[str, tuple[Prepared, list[int]]] = {}
     finished: Any = distributed.as_completed
     done = finished(loop=client.loop)
 
@@ -68,17 +69,18 @@ def _solve(client: Any, spec: Spec, tasks: Iterator[Task], cache: PointCache | N
                 return
             number, keys = task
             try:
-                key = prepare(spec, keys).key
+                prepared = prepare(spec, keys)
             except ConfigError as error:
                 yield number, refused(error)
                 continue
+            key = prepared.key
             row = None if cache is None else cache.get(key)
             if row is not None:
-                yield number, row
+                yield number, judged(spec, prepared, row)
             elif key in under_way:
-                under_way[key].append(number)
+                under_way[key][1].append(number)
             else:
-                under_way[key] = [number]
+                under_way[key] = (prepared, [number])
                 future = client.submit(solve_remote, text, keys, retries=RETRIES, pure=False)
                 running[future] = (number, key)
                 done.add(future)
@@ -93,7 +95,8 @@ def _solve(client: Any, spec: Spec, tasks: Iterator[Task], cache: PointCache | N
             row = {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
         if cache is not None and row["status"] == OK:
             cache.put(key, row)
-        for number in under_way.pop(key):
-            yield number, dict(row)
+        prepared, numbers = under_way.pop(key)
+        for number in numbers:
+            yield number, judged(spec, prepared, row)
         future.release()
         yield from submit()

@@ -1,7 +1,7 @@
 """Conditions over the keys of a point, such as `hw.array.rows * hw.array.columns <= 65536`.
 
-A condition is arithmetic, comparison and logic over dotted names that begin with `hw` or `workload`, numbers, quoted
-text and the size words below. It is read once and then asked for many points.
+A condition is arithmetic, comparison and logic over dotted names that begin with `hw`, `workload` or `result`, numbers,
+quoted text and the size words below. It is read once and then asked for many points.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ _COMPARE: Final[Mapping[type[ast.cmpop], Callable[[Any, Any], bool]]] = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }  # fmt: skip
-_ROOTS: Final = ("hw", "workload")
-_ALLOWED: Final = "numbers, quoted text, hw.* and workload.* keys, + - * / // %, comparisons, and, or, not"
+RESULT: Final = "result"
+"""Names under it are columns of the result row, known when the point has been simulated."""
+_ROOTS: Final = ("hw", "workload", RESULT)
+_ALLOWED: Final = "numbers, quoted text, hw.*, workload.* and result.* keys, + - * / // %, comparisons, and, or, not"
 
 Lookup = Callable[[str], Any]
 
@@ -47,6 +49,11 @@ class Condition:
         except (SyntaxError, ValueError, RecursionError):
             raise ValueError(f"{text!r} is no condition of {_ALLOWED}") from None
         self.names: tuple[str, ...] = tuple(dict.fromkeys(self._check(self._tree)))
+
+    @property
+    def of_result(self) -> bool:
+        """Whether it asks for what only a simulation tells."""
+        return any(name.startswith(f"{RESULT}.") for name in self.names)
 
     def holds(self, lookup: Lookup) -> bool:
         """Whether it holds for the values that `lookup` gives by dotted key. Raises ConfigError for values that do
@@ -107,7 +114,7 @@ def _dotted(node: ast.expr, text: str) -> str:
         at = at.value
     if not isinstance(at, ast.Name) or at.id not in _ROOTS or not parts:
         name = at.id if isinstance(at, ast.Name) else ast.unparse(node)
-        raise ValueError(f"{text!r}: {name!r} is no key; keys begin with 'hw.' or 'workload.'")
+        raise ValueError(f"{text!r}: {name!r} is no key; keys begin with 'hw.', 'workload.' or 'result.'")
     return ".".join([at.id, *reversed(parts)])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sim.errors import ConfigError
 from sim.sweep.cache import PointCache
-from sim.sweep.point import FAILED, OK, Row, evaluate, prepare, refused
+from sim.sweep.point import FAILED, OK, Row, evaluate, judged, prepare, refused
 from sim.sweep.spec import Spec, Value
 
 Task = tuple[int, dict[str, Value]]
@@ -37,17 +37,17 @@ def solve(spec: Spec, keys: dict[str, Value], cache: Path | None) -> Row | None:
     except ConfigError as error:
         return refused(error)
     if cache is None:
-        return evaluate(prepared)
+        return judged(spec, prepared, evaluate(prepared))
     known = _cache(cache)
     row = known.get(prepared.key)
     if row is not None:
-        return row
+        return judged(spec, prepared, row)
     if not known.claim(prepared.key):
         time.sleep(AGAIN_S)
         return None
     row = evaluate(prepared)
     known.put(prepared.key, row) if row["status"] == OK else known.release(prepared.key)
-    return row
+    return judged(spec, prepared, row)
 
 
 def solve_all(spec: Spec, tasks: Iterator[Task], jobs: int, cache: Path | None) -> Iterator[tuple[int, Row]]:
@@ -64,10 +64,7 @@ def solve_all(spec: Spec, tasks: Iterator[Task], jobs: int, cache: Path | None) 
         for number, keys in tasks:
             yield number, _insist(spec, keys, cache)
         return
-    # An open SQLite file must not cross a fork.
-    for open_cache in _OPEN.values():
-        open_cache.close()
-    _OPEN.clear()
+    _close_caches()
     yield from _forked(spec, tasks, jobs, cache)
 
 
@@ -111,6 +108,43 @@ def _forked(spec: Spec, tasks: Iterator[Task], jobs: int, cache: Path | None) ->
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+class Workers:
+    """Processes that solve one small batch of points after another; the first batch begins in this process."""
+
+    def __init__(self, spec: Spec, jobs: int, cache: Path | None) -> None:
+        self._spec, self._jobs, self._cache = spec, jobs, cache
+        self._pool: ProcessPoolExecutor | None = None
+        self._warm = False
+
+    def solve(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Row]]:
+        """(number, row) of every point of a batch, in its order."""
+        if self._jobs == 1 or not self._warm:
+            alone = tasks if self._jobs == 1 else tasks[:1]
+            for number, keys in alone:
+                yield number, _insist(self._spec, keys, self._cache)
+            self._warm = self._warm or bool(tasks)
+            tasks = tasks[len(alone) :]
+        if not tasks:
+            return
+        if self._pool is None:
+            _close_caches()
+            self._pool = _pool(self._jobs)
+        futures = [self._pool.submit(_insist, self._spec, keys, self._cache) for _, keys in tasks]
+        for at, (future, task) in enumerate(zip(futures, tasks, strict=True)):
+            try:
+                yield task[0], future.result()
+            except BrokenProcessPool:
+                self.close()
+                yield from _one_by_one(self._spec, list(tasks[at:]), self._cache, {})
+                return
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
 def _one_by_one(
     spec: Spec, lost: list[Task], cache: Path | None, deaths: dict[int, int]
 ) -> Iterator[tuple[int, Row]]:
@@ -131,11 +165,18 @@ def _one_by_one(
 def _insist(spec: Spec, keys: dict[str, Value], cache: Path | None) -> Row:
     """As `solve`, simulating even what another process is at."""
     row = solve(spec, keys, cache)
-    return row if row is not None else evaluate(prepare(spec, keys))
+    return row if row is not None else solve(spec, keys, None) or {}
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork"), initializer=_own_cache)
+
+
+def _close_caches() -> None:
+    """An open SQLite file must not cross a fork."""
+    for open_cache in _OPEN.values():
+        open_cache.close()
+    _OPEN.clear()
 
 
 def _own_cache() -> None:

@@ -1,19 +1,22 @@
 """Simulates one point of a sweep: keys in, one flat row of results out, with a status in place of an exception.
 
-A row says `ok`, `impossible` (the point contradicts a constraint, a schema, or what the machine can hold or do) or
-`failed` (a fault of ours), and in the latter two why. Host time is no part of it: equal points have equal rows.
+A row says `ok`, `impossible` (the point contradicts a constraint, a schema, or what the machine can hold or do),
+`outside` (it was simulated, and a constraint on its results does not hold) or `failed` (a fault of ours), and in the
+latter three why. Host time is no part of it: equal points have equal rows.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sim.errors import ConfigError
-from sim.sweep.condition import Condition, value_at
+from sim.errors import ConfigError, not_among
+from sim.sweep.condition import RESULT, Condition, value_at
 from sim.sweep.spec import Spec, Value
 
 if TYPE_CHECKING:
@@ -25,12 +28,13 @@ Row = dict[str, Any]
 
 OK: Final = "ok"
 IMPOSSIBLE: Final = "impossible"
+OUTSIDE: Final = "outside"
 FAILED: Final = "failed"
 
 _PLAIN: Final = (
     "time_s", "energy_j", "power_w", "flops", "vector_ops", "dram_bytes", "weights_bytes", "kv_bytes",
     "memory_capacity_bytes", "tokens", "tokens_per_s", "time_per_step_s", "ttft_s", "tpot_s", "mac_utilization",
-    "memory_bandwidth_utilization", "busiest_unit",
+    "memory_bandwidth_utilization", "busiest_unit", "area_mm2", "cost_usd",
 )  # fmt: skip
 _ROOFLINE: Final = (
     "peak_flops_per_s", "peak_bytes_per_s", "intensity_flop_per_byte", "achieved_flops_per_s", "bound",
@@ -49,20 +53,59 @@ class Prepared(NamedTuple):
 
 def prepare(spec: Spec, keys: Mapping[str, Value]) -> Prepared:
     """Build the machine and the workload of a point. Raises ConfigError where they, or a constraint, forbid it."""
-    from sim.kinds import load_hardware
-    from workloads import load_workload
-
     overrides: dict[str, dict[str, Value]] = {"hw": {}, "workload": {}}
     for key, value in keys.items():
         root, dot, rest = key.partition(".")
         if dot:
             overrides[root][rest] = value
-    machine = load_hardware(str(keys.get("hardware", spec.hardware)), overrides["hw"])
-    workload = load_workload(str(keys.get("workload", spec.workload)), overrides["workload"])
+    machine, told = _machine(str(keys.get("hardware", spec.hardware)), overrides["hw"])
+    workload, asked_of = _workload(str(keys.get("workload", spec.workload)), overrides["workload"])
     for text in spec.constraints:
-        if not condition(text).holds(lambda name: _value(machine, workload, name)):
+        asked = condition(text)
+        if not asked.of_result and not asked.holds(lambda name: _value(machine, workload, name)):
             raise ConfigError(f"constraint {text!r} does not hold")
-    return Prepared(machine, workload, _content(machine, workload))
+    digest = sha256(f"{code_version()}\0{told}\0{asked_of}".encode())
+    return Prepared(machine, workload, digest.hexdigest())
+
+
+KEPT: Final = 256
+"""Machines, and workloads, that are remembered: neighbours in a space differ in one of the two."""
+_MACHINES: dict[str, tuple[Machine, str]] = {}
+_WORKLOADS: dict[str, tuple[Workload, str]] = {}
+
+
+def forget() -> None:
+    """Read machines and workloads anew: their files may have changed since they were read for an earlier sweep."""
+    _MACHINES.clear()
+    _WORKLOADS.clear()
+
+
+def _machine(name: str, overrides: dict[str, Value]) -> tuple[Machine, str]:
+    """A machine, and all that it rests on as text."""
+    from sim.kinds import load_hardware
+
+    what = f"{name} {json.dumps(overrides, sort_keys=True)}"
+    if what not in _MACHINES:
+        machine = load_hardware(name, overrides)
+        parts = [machine.content, machine.dram.content, _table(machine.energy.table)]
+        parts += [tier.model_dump_json(by_alias=True) for tier in machine.tier_data.values()]
+        if len(_MACHINES) >= KEPT:
+            _MACHINES.clear()
+        _MACHINES[what] = machine, "\0".join(parts)
+    return _MACHINES[what]
+
+
+def _workload(name: str, overrides: dict[str, Value]) -> tuple[Workload, str]:
+    """A workload, and all that it rests on as text."""
+    from workloads import load_workload
+
+    what = f"{name} {json.dumps(overrides, sort_keys=True)}"
+    if what not in _WORKLOADS:
+        workload = load_workload(name, overrides)
+        if len(_WORKLOADS) >= KEPT:
+            _WORKLOADS.clear()
+        _WORKLOADS[what] = workload, _asked(workload)
+    return _WORKLOADS[what]
 
 
 @lru_cache(maxsize=256)
@@ -74,14 +117,38 @@ def condition(text: str) -> Condition:
 def evaluate(prepared: Prepared) -> Row:
     """Simulate a prepared point; returns the metrics with `status` and `error`."""
     from sim.engine import simulate
+    from sim.run_info import brief_info
 
+    machine, workload, _ = prepared
     try:
-        report = simulate(prepared.machine, prepared.workload, engine=_engine(prepared.machine))
+        report = replace(simulate(machine, workload, engine=_engine(machine)), workload=brief_info(machine, workload))
         return {"status": OK, "error": None, **metrics(report.summary)}
     except ConfigError as error:
         return {"status": IMPOSSIBLE, "error": str(error)}
     except Exception as error:
         return {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
+
+
+def judged(spec: Spec, prepared: Prepared, row: Row) -> Row:
+    """The row, `outside` where a constraint on results does not hold. Raises ConfigError for columns that rows lack."""
+    if row["status"] != OK:
+        return row
+    for text in spec.constraints:
+        asked = condition(text)
+        if not asked.of_result:
+            continue
+
+        def value(name: str) -> Any:
+            root, _, rest = name.partition(".")
+            if root != RESULT:
+                return _value(prepared.machine, prepared.workload, name)
+            if rest not in row:
+                raise ConfigError(not_among("column", rest, sorted(row), most=40), key=f"constraints: {name}")
+            return row[rest]
+
+        if not asked.holds(value):
+            return {**row, "status": OUTSIDE, "error": f"constraint {text!r} does not hold"}
+    return row
 
 
 def refused(error: ConfigError) -> Row:
@@ -140,26 +207,12 @@ def _engine(machine: Machine) -> PassRunner:
     """The engine of the last point if that had the same machine: what the mapper found out holds on."""
     from sim.kinds import engine_for
 
-    what = machine.model_dump_json(by_alias=True)
+    what = machine.content
     if what != _ENGINE[0] or _ENGINE[2] >= ENGINE_USES:
         _ENGINE[:] = [what, engine_for(machine), 0]
     _ENGINE[2] += 1
     engine: PassRunner = _ENGINE[1]
     return engine
-
-
-def _content(machine: Machine, workload: Workload) -> str:
-    digest = sha256(code_version().encode())
-    for text in (
-        machine.model_dump_json(by_alias=True),
-        machine.dram.model_dump_json(by_alias=True),
-        *(tier.model_dump_json(by_alias=True) for tier in machine.tier_data.values()),
-        _table(machine.energy.table),
-        _asked(workload),
-    ):
-        digest.update(text.encode())
-        digest.update(b"\0")
-    return digest.hexdigest()
 
 
 @lru_cache(maxsize=16)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sim.sweep.cache import cache_file
 from sim.sweep.local import Task, solve_all
-from sim.sweep.point import check_axes
+from sim.sweep.point import check_axes, forget
 from sim.sweep.space import Space
 from sim.sweep.spec import Spec
 from sim.sweep.store import RESULTS, Store
@@ -47,7 +47,7 @@ def run_sweep(
     it leaves the rows that are done, for `resume`.
     """
     space = Space(spec)
-    _check(space)
+    check_space(space)
     store = Store(folder, spec)
     done = store.open(resume, restart)
     counts: Counter[str] = Counter()
@@ -82,12 +82,15 @@ def run_sweep(
     finally:
         store.flush()
     table = store.finish(space.columns)
-    counts.update(table["status"].to_pylist() if table.num_rows else ())
+    if table.num_rows:
+        counts.update({found["values"]: found["counts"] for found in table["status"].value_counts().to_pylist()})
     store.describe(points, True, counts, [RESULTS])
     return Outcome(table, dict(counts), space.columns)
 
 
-def _check(space: Space) -> None:
+def check_space(space: Space) -> None:
+    """Refuse names and keys that do not exist, before anything runs. Raises ConfigError."""
+    forget()
     check_axes(space.spec, {"hardware": space.spec.hardware, "workload": space.spec.workload})
     seen: set[str] = set()
     for axis in space.axes:

@@ -18,7 +18,7 @@ VARIANT: Final = "variant"
 MOST_POINTS: Final = 10**8
 """A larger space needs the user's word that it is meant."""
 
-Value = bool | int | float | str | list[Any] | dict[str, Any]
+Value = bool | int | float | str | list[Any] | dict[str, Any] | None
 
 
 class Strict(BaseModel):
@@ -96,6 +96,10 @@ class Spec(Strict):
     )
     constraints: list[str] = Field(default_factory=list, description="conditions that every point must meet")
     set: dict[str, Value] = Field(default_factory=dict, description="values that all points share")
+
+    objectives: dict[str, Literal["min", "max"]] = Field(
+        default_factory=dict, description="for a search: result columns to make small or large"
+    )
 
     @field_validator("axes", mode="before")
     @classmethod

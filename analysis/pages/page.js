@@ -1,0 +1,161 @@
+"use strict";
+// Tables that sort and filter, and plots from data that the page carries. A table is {id, columns: [{name, label, text}],
+// rows: [[...]], filter}; what passes the filters is told to whoever listens.
+
+const PREFIXES = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""], [1e-3, "m"], [1e-6, "µ"], [1e-9, "n"], [1e-12, "p"]];
+const MOST_ROWS = 1000;
+
+function shown(value, unit) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value !== "number") return String(value);
+  if (value === 0) return "0";
+  if (unit) {
+    const [size, prefix] = PREFIXES.find(([size]) => Math.abs(value) >= 0.9995 * size) || PREFIXES[PREFIXES.length - 1];
+    return `${Number((value / size).toPrecision(4))} ${prefix}${unit}`;
+  }
+  return Math.abs(value) >= 1e6 || Math.abs(value) < 1e-3 ? value.toExponential(3) : String(Number(value.toPrecision(5)));
+}
+
+// A filter is a part of the text, or a comparison such as >= 32, or a range such as 16..64.
+function passes(value, filter) {
+  const text = filter.trim();
+  if (!text) return true;
+  const range = text.match(/^(-?[0-9.eE+-]+)\s*\.\.\s*(-?[0-9.eE+-]+)$/);
+  if (range) return typeof value === "number" && value >= Number(range[1]) && value <= Number(range[2]);
+  const compared = text.match(/^(<=|>=|<|>|=|!=)\s*(.+)$/);
+  if (compared) {
+    const [, sign, wanted] = compared;
+    const number = Number(wanted);
+    if (typeof value === "number" && !Number.isNaN(number)) {
+      return {"<": value < number, "<=": value <= number, ">": value > number, ">=": value >= number,
+        "=": value === number, "!=": value !== number}[sign];
+    }
+    if (sign === "=") return String(value) === wanted;
+    return sign === "!=" && String(value) !== wanted;
+  }
+  return String(value ?? "").toLowerCase().includes(text.toLowerCase());
+}
+
+function makeTable(data, listen) {
+  const host = document.getElementById(data.id);
+  const marked = new Set(data.marked || []);
+  const filters = data.columns.map(() => "");
+  let sorted = {column: -1, down: false};
+  let kept = data.rows.map((_, i) => i);
+  const table = document.createElement("table");
+  const head = table.createTHead();
+  const names = head.insertRow();
+  const body = table.createTBody();
+  const note = document.createElement("p");
+  note.className = "note";
+
+  function order() {
+    if (sorted.column < 0) return kept;
+    const c = sorted.column;
+    const sign = sorted.down ? -1 : 1;
+    return [...kept].sort((i, k) => {
+      const a = data.rows[i][c], b = data.rows[k][c];
+      if (a === null || b === null) return (a === null) - (b === null);
+      const compared = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", {numeric: true});
+      return sign * compared || i - k;
+    });
+  }
+
+  function draw() {
+    body.replaceChildren();
+    const rows = order();
+    for (const i of rows.slice(0, MOST_ROWS)) {
+      const line = body.insertRow();
+      if (marked.has(i)) line.className = "front";
+      data.columns.forEach((column, c) => {
+        const cell = line.insertCell();
+        cell.textContent = shown(data.rows[i][c], column.unit);
+        if (column.text) cell.className = "text";
+      });
+    }
+    const more = rows.length > MOST_ROWS ? `, the first ${MOST_ROWS} shown` : "";
+    note.textContent = `${rows.length} of ${data.rows.length} rows${more}`;
+    names.querySelectorAll("th").forEach((cell, c) => {
+      cell.setAttribute("aria-sort", c !== sorted.column ? "none" : sorted.down ? "descending" : "ascending");
+    });
+  }
+
+  data.columns.forEach((column, c) => {
+    const cell = document.createElement("th");
+    if (column.text) cell.className = "text";
+    const button = document.createElement("button");
+    button.textContent = column.label || column.name;
+    button.title = `sort by ${column.name}`;
+    button.onclick = () => {
+      // Numbers are first wanted large, texts in order; again turns it round.
+      sorted = {column: c, down: sorted.column === c ? !sorted.down : !column.text};
+      draw();
+    };
+    cell.append(button);
+    names.append(cell);
+  });
+  if (data.filter) {
+    const line = head.insertRow();
+    data.columns.forEach((column, c) => {
+      const cell = document.createElement("th");
+      const input = document.createElement("input");
+      input.setAttribute("aria-label", `filter ${column.name}`);
+      input.placeholder = column.text ? "part of text" : ">= 0";
+      input.oninput = () => {
+        filters[c] = input.value;
+        kept = data.rows.map((_, i) => i).filter((i) => filters.every((f, k) => passes(data.rows[i][k], f)));
+        draw();
+        if (listen) listen(kept);
+      };
+      cell.append(input);
+      line.append(cell);
+    });
+  }
+  const wide = document.createElement("div");
+  wide.className = "wide";
+  wide.append(table);
+  host.append(note, wide);
+  draw();
+}
+
+function drawPlot(id, figure) {
+  return Plotly.newPlot(id, figure.data, figure.layout, {responsive: true, displaylogo: false, scrollZoom: figure.scroll || false});
+}
+
+// The scatter of a sweep: axes and colour are chosen, what the table's filters leave is drawn.
+function makeScatter(data) {
+  const numbers = data.columns.filter((column) => !column.text).map((column) => column.name);
+  const at = Object.fromEntries(data.columns.map((column, i) => [column.name, i]));
+  const front = new Set(data.marked);
+  let kept = data.rows.map((_, i) => i);
+  const chosen = {};
+  function draw() {
+    const [x, y, c] = ["x", "y", "colour"].map((name) => chosen[name].value);
+    const hover = kept.map((i) => data.columns.slice(0, data.keys + 1)
+      .map((column, k) => `${column.name}: ${shown(data.rows[i][k], column.unit)}`).join("<br>"));
+    const trace = {type: "scatter", mode: "markers", x: kept.map((i) => data.rows[i][at[x]]),
+      y: kept.map((i) => data.rows[i][at[y]]), text: hover, hovertemplate: "%{text}<br>%{xaxis.title.text}: %{x}<br>%{yaxis.title.text}: %{y}<extra></extra>",
+      marker: {size: kept.length > 2000 ? 4 : 7, line: {width: kept.map((i) => front.has(i) ? 1.5 : 0), color: "#D55E00"}}};
+    if (c) {
+      const values = kept.map((i) => data.rows[i][at[c]]);
+      if (values.every((v) => typeof v === "number")) {
+        Object.assign(trace.marker, {color: values, colorscale: "Cividis", showscale: true, colorbar: {title: {text: c}}});
+      } else {
+        const steps = [...new Set(values.map(String))];
+        trace.marker.color = values.map((v) => data.palette[steps.indexOf(String(v)) % data.palette.length]);
+      }
+    } else trace.marker.color = data.palette[0];
+    const axis = (name) => ({title: {text: name}, type: document.getElementById("log").checked ? "log" : "-", gridcolor: "#e4e4e4"});
+    Plotly.react("scatter", [trace], {height: 460, margin: {l: 70, r: 20, t: 34, b: 50}, xaxis: axis(x), yaxis: axis(y),
+      plot_bgcolor: "#fff", hovermode: "closest"}, {responsive: true, displaylogo: false});
+  }
+  for (const [name, options, wanted] of [["x", numbers, data.x], ["y", numbers, data.y], ["colour", ["", ...data.columns.map((k) => k.name)], ""]]) {
+    const select = document.getElementById(`choose-${name}`);
+    for (const option of options) select.add(new Option(option || "none", option, false, option === wanted));
+    select.onchange = draw;
+    chosen[name] = select;
+  }
+  document.getElementById("log").onchange = draw;
+  draw();
+  return (rows) => { kept = rows; draw(); };
+}

@@ -1,0 +1,99 @@
+"""The page of a sweep or a search: its front, a scatter whose axes are chosen, and a table of all points to filter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from analysis.designs import RESULTS, axis_names, goals_of, is_design_result, number
+from analysis.pages.frame import columns_of, data_text, facts, page, section, source
+from analysis.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from sim.errors import ConfigError
+from sim.sweep.front import pareto
+
+FIRST = (
+    "status", "time_s", "energy_j", "tokens_per_s", "area_mm2", "cost_usd", "edp_js", "tokens_per_j", "bound",
+    "mac_utilization", "memory_bandwidth_utilization",
+)  # fmt: skip
+"""Columns that follow the axes; the others come after them."""
+MOST = 20_000
+"""Points that a page carries; of more, the best by the first goal."""
+
+
+def sweep_page(folder: str | Path) -> str:
+    """The page of a result folder of `sweep` or `search`. Raises ConfigError where there is none."""
+    import pyarrow.parquet as pq
+
+    folder = Path(folder)
+    if not is_design_result(folder):
+        raise ConfigError("holds no sweep or search", file=folder)
+    table = pq.read_table(next(folder / name for name in RESULTS if (folder / name).is_file()))
+    rows: list[dict[str, Any]] = table.to_pylist()
+    good = [row for row in rows if row["status"] == "ok"]
+    goals = {name: goal for name, goal in goals_of(folder).items() if all(row.get(name) is not None for row in good)}
+    keys = ["point", *(axis_names(rows) if rows else [])]
+    names = [*keys, *(name for name in FIRST if name in table.column_names)]
+    names += [name for name in table.column_names if name not in names and not _constant_axis(name)]
+    names = [name for name in names if any(row[name] is not None for row in rows)]
+    every = len(rows)
+    if every > MOST:
+        goal = next(iter(goals), "time_s")
+        rows = sorted(good, key=lambda row: number(row, goal), reverse=goals.get(goal) == "max")[:MOST]
+    listed = [[row[name] for name in names] for row in rows]
+    front = _front(rows, goals) if goals and good else []
+    numbers = [c["name"] for c in columns_of(names, listed) if not c["text"]]
+    axes = [*(name for name in goals if name in numbers), "time_s", "energy_j"]
+    data = {
+        "id": "points", "columns": columns_of(names, listed), "rows": listed, "filter": True, "marked": front,
+        "keys": len(keys), "x": axes[0], "y": next((name for name in axes[1:] if name != axes[0]), axes[0]),
+        "palette": [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY],
+    }  # fmt: skip
+    about = _about(folder)
+    counts = {found["values"]: found["counts"] for found in table["status"].value_counts().to_pylist()}
+    boxes = [("points", f"{every:,}"), *((status, f"{n:,}") for status, n in sorted(counts.items()))]
+    boxes += [(f"best {name}", f"{_best(good, name, goal):.4g}") for name, goal in goals.items() if good]
+    choose = "".join(
+        f'<label>{label} <select id="choose-{name}"></select></label>'
+        for name, label in (("x", "across"), ("y", "up"), ("colour", "colour"))
+    )
+    choices = f'<div class="choices">{choose}<label><input type="checkbox" id="log"> logarithmic</label></div>'
+    cut = f"{MOST:,} of {every:,} points; " if every > MOST else ""
+    aims = ", ".join(f"{name} {'large' if goal == 'max' else 'small'}" for name, goal in goals.items())
+    body = [
+        facts(boxes),
+        section("Points", f'{choices}<div id="scatter" class="plot"></div>', f"{cut}outlined: the front of {aims}"),
+        section(
+            "Table",
+            '<div id="points"></div>',
+            "click a heading to sort; filter by part of a text, a comparison such as >= 32, or a range such as 16..64; "
+            "the scatter follows",
+        ),
+        section("Input", source("spec", json.dumps(about.get("spec", {}), indent=2))),
+    ]
+    script = f"const data = {data_text(data)};\nmakeTable(data, makeScatter(data));"
+    spec = about.get("spec", {})
+    subtitle = f"{spec.get('workload', '')} on {spec.get('hardware', '')}, opcycle {about.get('opcycle', '')}"
+    return page(str(about.get("name") or folder.name), subtitle, "\n".join(body), script)
+
+
+def _front(rows: list[dict[str, Any]], goals: dict[str, str]) -> list[int]:
+    good = [i for i, row in enumerate(rows) if row["status"] == "ok"]
+    values = [[number(rows[i], name) for name in goals] for i in good]
+    return [good[i] for i in pareto(values, list(goals.values()))]
+
+
+def _best(rows: list[dict[str, Any]], name: str, goal: str) -> float:
+    return (max if goal == "max" else min)(number(row, name) for row in rows)
+
+
+def _constant_axis(name: str) -> bool:
+    return name in ("on_front", "hardware", "workload", "variant") or name.startswith(("hw.", "workload."))
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    for name in ("search.json", "sweep.json"):
+        if (folder / name).is_file():
+            found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+            return found
+    return {}

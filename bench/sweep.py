@@ -1,0 +1,227 @@
+"""What sweeps and searches cost: throughput of one and two jobs, cost of a point beyond its simulation, memory, fronts.
+
+`python -m bench.sweep [throughput] [overhead] [memory] [search] [--points N]`; all of them by default. Every sweep is
+without the cache of points, in one run on one machine; throughput and memory take the number of points given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench._measure import peak_bytes
+from sim.roofline_machine import RooflineEngine
+from sim.sweep.front import hypervolume, pareto
+from sim.sweep.local import Task, solve, solve_all
+from sim.sweep.run import run_sweep
+from sim.sweep.search import run_search
+from sim.sweep.space import Space
+from sim.sweep.spec import Spec
+
+DECODE = Spec(
+    name="decode",
+    hardware="npu-hbm2",
+    workload="llama3-8b-decode",
+    axes={
+        "hw.array.rows": [32, 64, 128, 256],
+        "hw.array.columns": [32, 64, 128, 256],
+        "hw.scratchpad.capacity": ["8 MiB", "16 MiB", "32 MiB", "64 MiB", "128 MiB"],
+        "hw.memory.channels": [8, 16, 32, 64, 128],
+        "workload.batch": [1, 2, 4, 8, 16],
+    },
+    set={"workload.steps": 1},
+)
+"""2,000 points of one decode step of Llama-3 8B."""
+
+CHEAP = Spec(
+    name="cheap",
+    hardware="a100-roofline",
+    workload="bert-large-encode",
+    axes={
+        "hw.memory.channels": [8, 16, 32, 64, 128],
+        "hw.vector_ops_per_cycle": {"from": 256, "to": 16384, "factor": 2},
+        "hw.cache": {"from": "1 MiB", "to": "64 MiB", "factor": 2},
+        "hw.clock": {"from": "0.5 GHz", "to": "2 GHz", "step": 0.125},
+        "workload.batch": [1, 2, 4, 8, 16, 32, 64],
+        "workload.prompt": [128, 256, 512, 1024, 2048, 4096, 8192],
+    },
+    set={"hw.die": None},
+)
+"""Points that take next to no time: what is left is the sweep itself."""
+
+MACS = list(range(16384, 278529, 16384))
+FORMATS = {"tf32": 0.5, "bf16": 1, "fp16": 1, "int8": 2}
+DESIGN = Spec(
+    name="design",
+    hardware="a100-roofline",
+    workload="vit-b-encode",
+    axes={
+        "hw.memory.channels": {"from": 16, "to": 144, "step": 16},
+        **{f"hw.macs_per_cycle.{name}": [int(rate * macs) for macs in MACS] for name, rate in FORMATS.items()},
+        "hw.vector_ops_per_cycle": {"from": 1024, "to": 7168, "step": 1024},
+        "hw.cache": {"from": "4 MiB", "to": "28 MiB", "step": 4},
+        "hw.clock": ["0.8 GHz", "1.2 GHz", "1.6 GHz"],
+    },
+    zip=[[f"hw.macs_per_cycle.{name}" for name in FORMATS]],
+    set={"hw.die": None, "workload.batch": 64},
+)
+"""A space of time against area, cheap enough to be tried whole."""
+GOALS = {"time_s": "min", "area_mm2": "min"}
+PART = 0.02
+"""Part of the points that a search may try."""
+
+Rows = list[tuple[str, str, str, bool]]
+
+
+def throughput(points: int) -> Rows:
+    """Points a second with one job and with two, on the same points, spread over the space."""
+    tasks = sample(DECODE, points)
+    walls = {}
+    for jobs in (1, 2):
+        for _ in solve_all(DECODE, iter(tasks[:2]), 1, None):
+            pass  # kernels and files are warm
+        began = time.perf_counter()
+        done = sum(1 for _ in solve_all(DECODE, iter(tasks), jobs, None))
+        walls[jobs] = time.perf_counter() - began
+        assert done == len(tasks)
+    whole = walls[2] * Space(DECODE).size / len(tasks)
+    gain = walls[1] / walls[2]
+    return [
+        (f"{Space(DECODE).size:,} points of a decode step, two jobs, from {len(tasks):,}", f"{whole:.0f} s", "60 s",
+         whole < 60),
+        ("two jobs over one", f"{gain:.2f}", "1.7", gain >= 1.7),
+    ]  # fmt: skip
+
+
+def overhead(points: int) -> Rows:
+    """Milliseconds of a point beyond the engine that simulates it."""
+    spent = 0.0
+    run = RooflineEngine.run
+
+    def timed(engine: RooflineEngine, work: Any) -> Any:
+        nonlocal spent
+        began = time.process_time()
+        result = run(engine, work)
+        spent += time.process_time() - began
+        return result
+
+    tasks = sample(CHEAP, min(points, 1000))
+    for _, keys in tasks[:20]:
+        solve(CHEAP, keys, None)
+    RooflineEngine.run = timed  # type: ignore[method-assign]
+    try:
+        began = time.process_time()
+        for _, keys in tasks:
+            solve(CHEAP, keys, None)
+        each = (time.process_time() - began - spent) / len(tasks)
+    finally:
+        RooflineEngine.run = run  # type: ignore[method-assign]
+    return [("a point beyond its simulation", f"{1e3 * each:.2f} ms", "5 ms", each < 0.005)]
+
+
+def memory(points: int) -> Rows:
+    """Resident bytes of this process while a sweep of cheap points runs, and at its end."""
+    points = Space(shortened(points)).size
+    held: list[int] = []
+
+    def watch(done: int, of: int) -> None:
+        if done % max(points // 20, 1) == 0:
+            gc.collect()
+            held.append(resident_bytes())
+
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        run_sweep(shortened(points), Path(folder) / "out", jobs=2, cached=False, progress=watch)
+        wall = time.perf_counter() - began
+    grown = held[-1] - held[len(held) // 4]
+    peak = peak_bytes()
+    return [
+        (f"{points:,} points in {wall:.0f} s: memory gained over the last three quarters", f"{grown / 1e6:.0f} MB",
+         "50 MB", grown < 50e6),
+        ("most memory of the process", f"{peak / 1e9:.2f} GB", "1 GB", peak < 1e9),
+    ]  # fmt: skip
+
+
+def search() -> Rows:
+    """Part of the exhaustive front's hypervolume that a search finds with 2 % of the points."""
+    space = Space(DESIGN)
+    tasks = [(number, space.point(number) or {}) for number in range(space.size)]
+    began = time.perf_counter()
+    rows = [row for _, row in solve_all(DESIGN, iter(tasks), 2, None) if row["status"] == "ok"]
+    exhaustive_s = time.perf_counter() - began
+    values = [[row[name] for name in GOALS] for row in rows]
+    goals = list(GOALS.values())
+    # Measured from just beyond the worst of the front in each goal: points far from it count for nothing.
+    best = [values[i] for i in pareto(values, goals)]
+    corner = [max(column) * 1.01 for column in zip(*best, strict=True)]
+    whole = hypervolume(values, goals, corner)
+    found = []
+    trials = int(PART * space.size)
+    began = time.perf_counter()
+    for seed in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            front = run_search(DESIGN, folder, trials=trials, objectives=GOALS, seed=seed, cached=False).front
+            mine = [[row[name] for name in GOALS] for row in front.to_pylist()]
+            found.append(hypervolume(mine, goals, corner) / whole)
+    each_s = (time.perf_counter() - began) / 3
+    what = f"{trials:,} of {space.size:,} points ({exhaustive_s:.0f} s whole, {each_s:.0f} s searched), worst of 3"
+    return [(f"hypervolume of {what}", f"{min(found):.2%}", "98 %", min(found) >= 0.98)]
+
+
+def sample(spec: Spec, points: int) -> list[Task]:
+    """`points` points spread evenly at random over a space, in order of their numbers."""
+    space = Space(spec)
+    chosen = sorted(random.Random(1).sample(range(space.size), min(points, space.size)))
+    return [(number, keys) for number in chosen if (keys := space.point(number)) is not None]
+
+
+def shortened(points: int) -> Spec:
+    """The cheap space with as many clocks as make about `points` points."""
+    each = Space(CHEAP).size // 13
+    clocks = [f"{500 + 10 * i} MHz" for i in range(max(1, points // each))]
+    return CHEAP.model_copy(update={"axes": {**CHEAP.axes, "hw.clock": clocks}})
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now; its peak where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_bytes()
+    return pages * 4096
+
+
+def main() -> int:
+    """Print what was asked for beside the bars; 1 if one is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="*", choices=["throughput", "overhead", "memory", "search", []])
+    parser.add_argument("--points", type=int, default=0)
+    asked = parser.parse_args()
+    parts: dict[str, Callable[[], Rows]] = {
+        "throughput": lambda: throughput(asked.points or 2000),
+        "overhead": lambda: overhead(asked.points or 1000),
+        "memory": lambda: memory(asked.points or 100_000),
+        "search": search,
+    }
+    table = Table("", "measured", "bar", "")
+    missed = 0
+    for name in asked.what or parts:
+        for what, measured, bar, met in parts[name]():
+            table.add_row(what, measured, bar, "met" if met else "missed")
+            missed += not met
+    Console(width=150).print(table)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Every notebook runs from top to bottom, is stored without outputs, and its page in the docs tells the same story."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis.notebooks import names, read_notebook, render, run
+from tests.conftest import ROOT
+
+PAGES = ROOT / "docs" / "notebooks"
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_notebook_runs_and_its_page_is_of_the_same_cells(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = run(name)
+    assert Path.cwd() == ROOT
+    cells = read_notebook(name)
+    assert [each.cell for each in shown] == cells
+    assert sum(each.value is not None for each in shown) >= 2  # it shows tables or pictures
+    page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    at = 0
+    for kind, source in cells:
+        text = f"```python\n{source}\n```" if kind == "code" else source
+        assert text in page[at:], f"docs/notebooks/{name}.md is of older cells; run python -m analysis.notebooks {name}"
+        at = page.index(text, at) + len(text)
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_notebook_is_stored_without_outputs(name: str) -> None:
+    data = json.loads((ROOT / "analysis" / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    assert (data["nbformat"], data["metadata"]["kernelspec"]["name"]) == (4, "python3")
+    for cell in data["cells"]:
+        assert cell.get("outputs", []) == []
+        assert cell.get("execution_count") is None
+        assert not any(line.startswith(("%", "!")) for line in cell["source"])
+    assert data["cells"][0]["source"][0].startswith("# ")
+    assert f"notebooks/{name}.md" in (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_page_holds_tables_text_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = [
+        {"cell_type": "markdown", "source": ["# Story"]},
+        {"cell_type": "code", "source": ["import pandas as pd\nprint('said')\npd.DataFrame({'a': [1.25, None]})"]},
+        {"cell_type": "code", "source": ["from analysis.style import figure\nwith figure(1) as f: f.subplots()\nf"]},
+    ]  # fmt: skip
+    (tmp_path / "story.ipynb").write_text(json.dumps({"cells": source}))
+    monkeypatch.setattr("analysis.notebooks.runner.HERE", tmp_path)
+    page = render("story", tmp_path / "out").read_text()
+    assert "```\nsaid\n```" in page
+    assert "| a |\n| --- |\n| 1.25 |\n| - |" in page
+    assert "![picture 1](story-1.svg)" in page
+    assert (tmp_path / "out" / "story-1.svg").is_file()
