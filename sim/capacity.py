@@ -30,7 +30,8 @@ def check_capacity(machine: Machine, trace: Trace) -> None:
         listed = ", ".join(f"{size / gib:.1f} GiB of {name}" for size, name in parts)
         raise ConfigError(
             f"{what} needs {listed} and {activation_bytes / gib:.1f} GiB of activations, but the memory of "
-            f"{machine.name} ({machine.memory.channels} channels of {machine.memory.standard}) holds {capacity / gib:.1f} GiB",
+            f"{machine.name} ({machine.memory.channels} channels of {machine.memory.standard}) holds "
+            f"{capacity / gib:.1f} GiB",
             key="memory.channels",
         )
 

@@ -19,6 +19,7 @@ from sim.links import Links
 from sim.links.device import device_cost
 from sim.machine import Chip, Machine, Positive
 from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow
+from sim.sparse.plain import plain_row
 from sim.units import Bytes, Frequency
 from workloads.trace import CollectiveAttrs, Op, OpKind, Pass, Role
 
@@ -177,8 +178,9 @@ def _format(op: Op) -> str:
 
 
 def _row(op: Op, block: str, layer: int, work: Pass) -> OpRow:
+    zeros, told = plain_row(op)
     return OpRow(
         name=op.name, kind=op.kind.value, role=op.role, block=block, layer=layer, pass_name=work.name, phase=work.phase,
         flops=op.flops, vector_ops=op.vector_ops, read_bytes=op.read_bytes, write_bytes=op.write_bytes,
-        format=_format(op), decisions={"collective": "ring"} if op.kind is OpKind.COLLECTIVE else {},
+        format=_format(op), decisions={"collective": "ring"} if op.kind is OpKind.COLLECTIVE else told, zeros=zeros,
     )  # fmt: skip

@@ -48,7 +48,8 @@ def sparsity_summary(machine: Machine, passes: Sequence[PassResult]) -> dict[str
     totals = zero_totals(passes)
     all_macs = sum(p.repeat * op.flops // 2 for p in passes for op in p.ops)
     cycles = [sum(p.repeat * op.zeros.cycles[i] for p, op in rows if op.zeros) for i in range(len(CAUSES))]
-    clock = float(getattr(machine, "clock", 0)) * getattr(machine, "cores", 1)
+    # Only an engine that leaves products out counts its cycles by cause.
+    clock = float(getattr(machine, "clock", 0)) * getattr(machine, "cores", 1) if any(cycles) else 0.0
     products = sum(cycles[:2])
     return {
         "operators": len({(op.block, op.name) for _, op in rows}),

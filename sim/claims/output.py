@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sim.claims.compute import Result
-from sim.claims.words import claimed, figure
+from sim.claims.words import claimed, figure, machines
 from sim.output import result_folder
 from sim.report_tables import Columns
 from sim.result import csv_text
@@ -34,10 +34,10 @@ def markdown(results: Sequence[Result]) -> str:
     """The table of claims for the documentation."""
     lines = ["| claim | claimed | ours | ratio | on | where they differ |", "|---|---|---|---|---|---|"]
     for result in results:
-        claim, told = result.source.claim, result.plain()
+        claim = result.source.claim
         cells = [
             f"`{claim.id}`: {claim.claim}", claimed(claim), figure(result.ours, claim.unit), f"{result.ratio:.2f}",
-            ", ".join(told["hardware"]) or "trace", result.sentence if result.differs else "",
+            machines(result.source), result.sentence if result.differs else "",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

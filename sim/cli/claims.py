@@ -65,16 +65,15 @@ def _list(sources: Sequence[Source], json: bool) -> None:
 
 
 def _print(results: Sequence[Result]) -> None:
-    from sim.claims.words import claimed, figure
+    from sim.claims.words import claimed, figure, machines
 
     head = ["name", "claim", "claimed", "ours", "ratio", "on"]
     rows = []
     for each in results:
         c = each.source.claim
-        told = each.plain()
         rows.append([
             c.id, c.claim, claimed(c), figure(each.ours, c.unit), f"{each.ratio:.2f}",
-            ", ".join(told["hardware"]) or "the trace",
+            machines(each.source),
         ])  # fmt: skip
     print_table("Published claims and ours; ratio: ours over claimed", head, rows, right=["claimed", "ours", "ratio"])
     for each in results:

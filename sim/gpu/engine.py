@@ -19,6 +19,7 @@ from sim.gpu.power import Running, counted, sustained
 from sim.gpu.schema import Gpu
 from sim.links.collectives import collective
 from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow
+from sim.sparse.plain import plain_row
 from sim.units import PS_PER_S
 from workloads.trace import Block, CollectiveAttrs, Op, Pass, TransferAttrs
 
@@ -177,10 +178,18 @@ def _row(op: Op, block: Block, layer: int, work: Pass, step: _Step, running: Run
         decisions["clock"] = f"{running.clock_hz / 1e6:.1f} MHz"
         decisions["bound"] = step.cost.bound(running.clock_hz)
     number_format = next((part.format for part in step.cost.kernels() if part.format), "") if step.cost else ""
+    zeros, told = plain_row(op)
+    if zeros is not None and decisions.get("weights") == "2:4":
+        weights = op.inputs[1]
+        told = {}
+        zeros = replace(
+            zeros, skipped_macs=op.macs - op.macs // 2, left_out_bytes=weights.bytes // 2,
+            metadata_bytes=weights.elements // 8,
+        )  # fmt: skip
     return OpRow(
         name=op.name, kind=str(op.kind), role=op.role, block=block.name, layer=layer, pass_name=work.name,
         phase=work.phase, flops=op.flops, vector_ops=op.vector_ops, read_bytes=op.read_bytes,
-        write_bytes=op.write_bytes, format=number_format or _format(op), decisions=decisions,
+        write_bytes=op.write_bytes, format=number_format or _format(op), decisions={**decisions, **told}, zeros=zeros,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from sim.lower import matmul
 from sim.lower.builder import Builder, Space
 from sim.lower.compute import Bits
 from sim.passes import ZeroRow
+from sim.sparse.plain import zeros_between
 from sim.sparse.zeros import Split, Zeros, rank_of_predictor, skips, told
 from workloads.formats import format_bits
 from workloads.trace import Op, Tensor
@@ -23,12 +24,7 @@ if TYPE_CHECKING:
 
 def usable(machine: Hardware, left: Tensor, right: Tensor) -> Zeros | None:
     """The zeros of a product's operands, None where it has none or the machine cannot make use of them."""
-    return _stated(left, right) if skips(machine) else None
-
-
-def _stated(left: Tensor, right: Tensor) -> Zeros | None:
-    sides = [s if s is not None and s.density < 1 else None for s in (left.sparsity, right.sparsity)]
-    return Zeros(sides[0], sides[1], left.format, right.format) if any(sides) else None
+    return zeros_between(left, right) if skips(machine) else None
 
 
 @contextmanager
@@ -71,7 +67,7 @@ def describe(builder: Builder, op: Op, product: matmul.Product, tiling: matmul.T
     machine, number = builder.machine, builder.current_op
     if product.number_format != op.inputs[0].format:
         builder.template.formats[number] = product.number_format
-    zeros = _stated(op.inputs[0], op.inputs[1])
+    zeros = zeros_between(op.inputs[0], op.inputs[1])
     if zeros is None:
         return
     useful = round(op.macs * zeros.density)

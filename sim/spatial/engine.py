@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow
+from sim.sparse.plain import plain_row
 from sim.spatial.fabric import COMPUTE, LOAD, STORE, STORE_TILES, VECTOR
 from sim.spatial.machine import StreamMachine
 from sim.spatial.mapper import Section, sections_in_two, sections_of
@@ -229,8 +230,9 @@ def _op_row(op: Op, block: str, work: Pass, decisions: dict[str, str]) -> OpRow:
     data = next(
         (t.format for t in op.inputs if t.role in (Role.ACTIVATION, Role.KV)), op.inputs[0].format if op.inputs else ""
     )
+    zeros, told = plain_row(op)
     return OpRow(
         name=op.name, kind=op.kind.value, role=op.role, block=block, layer=0, pass_name=work.name, phase=work.phase,
         flops=op.flops, vector_ops=op.vector_ops, read_bytes=op.read_bytes, write_bytes=op.write_bytes, format=data,
-        decisions=decisions,
+        decisions={**decisions, **told}, zeros=zeros,
     )  # fmt: skip
