@@ -1,8 +1,8 @@
 """NPU alone, NPU+PIM blocked, with two row buffers, and interleaved: the NeuPIMs study's cases beside its claims.
 
-`python -m bench.pim_systems [--models 7b,13b] [--write]` simulates one decode step of 256 requests on one device of
-each model's cut, and prints speedups, how busy each part is, and simulated memory cycles per CPU second. `--write`
-renews the tables of docs/pim_systems.md.
+`python -m bench.pim_systems [--models 7b,13b] [--write]` simulates one decode step of 256 requests (and of 512, of the
+smallest model) on one device of each model's cut, and prints speedups, how busy each part is, and simulated memory
+cycles per CPU second. `--write` renews the tables of docs/pim_systems.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from workloads import load_workload
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "pim_systems.md"
 MODELS = ("7b", "13b", "30b", "175b")
 SETS = ("sharegpt", "alpaca")
+BATCH, LARGE = 256, 512
 SYSTEMS = {
     "NPU only": ("npu-hbm2", {}),
     "blocked": ("neupims-blocked", {}),
@@ -44,34 +45,35 @@ class Measured:
     cpu_s: float
 
 
-def measure(system: str, workload: str) -> Measured:
+def measure(system: str, workload: str, batch: int) -> Measured:
     """Simulate a decode step, the mapper's search included; kernels are loaded already."""
     name, settings = SYSTEMS[system]
     machine = load_hardware(name, dict(settings))
     wall, cpu = time.perf_counter(), time.process_time()
-    s = simulate(machine, load_workload(workload)).summary
+    s = simulate(machine, load_workload(workload, batch=batch)).summary
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     pim = s["pim"]["utilization"] if s["pim"] else None
     cycles = int(s["time_s"] * machine.dram.clock)
     return Measured(s["time_s"], s["utilization"]["array"], pim, s["utilization"]["memory"], cycles, wall, cpu)
 
 
-def rows(models: list[str]) -> tuple[list[str], dict[tuple[str, str], dict[str, Measured]]]:
-    """The table's lines, and what was measured by (model, data set) and system."""
+def rows(models: list[str]) -> tuple[list[str], dict[tuple[str, str, int], dict[str, Measured]]]:
+    """The table's lines, and what was measured by (model, data set, requests) and system."""
     lines = [
-        "| model, lengths | system | step | speedup | NPU busy | PIM busy | memory bus | wall | Mcycles / CPU s |",
+        "| model, lengths, batch | system | step | speedup | NPU busy | PIM busy | bus busy | wall | Mcycles / CPU s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    found: dict[tuple[str, str], dict[str, Measured]] = {}
-    for model in models:
+    found: dict[tuple[str, str, int], dict[str, Measured]] = {}
+    cases = [(model, BATCH) for model in models] + [(model, LARGE) for model in models if model == MODELS[0]]
+    for model, batch in cases:
         for lengths in SETS:
             workload = f"gpt3-{model}-decode-{lengths}"
-            here = found[model, lengths] = {system: measure(system, workload) for system in SYSTEMS}
+            here = found[model, lengths, batch] = {system: measure(system, workload, batch) for system in SYSTEMS}
             for system, m in here.items():
                 speedup = here["NPU only"].step_s / m.step_s
                 pim = "" if m.pim is None else f"{m.pim:.0%}"
                 cells = [
-                    f"{model.upper()}, {lengths}", system, f"{m.step_s * 1e3:.2f} ms", f"{speedup:.2f}x",
+                    f"{model.upper()}, {lengths}, {batch}", system, f"{m.step_s * 1e3:.2f} ms", f"{speedup:.2f}x",
                     f"{m.npu:.0%}", pim, f"{m.bus:.0%}", f"{m.wall_s:.1f} s", f"{m.cycles / m.cpu_s / 1e6:.2f}",
                 ]  # fmt: skip
                 lines.append(f"| {' | '.join(cells)} |")
@@ -79,7 +81,7 @@ def rows(models: list[str]) -> tuple[list[str], dict[tuple[str, str], dict[str, 
     return lines, found
 
 
-def claims(found: dict[tuple[str, str], dict[str, Measured]]) -> list[str]:
+def claims(found: dict[tuple[str, str, int], dict[str, Measured]]) -> list[str]:
     """Average speedups of NeuPIMs, with or without halves as is faster, beside the paper's."""
     lines = []
     for system, claim in CLAIMS.items():

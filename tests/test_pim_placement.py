@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -40,8 +42,21 @@ def test_collected_values_have_rows_of_their_own() -> None:
     # 32 positions x 1024 elements fill two rows of 32 banks x 512 elements.
     assert layout.tail_rows == 2
     assert layout.rows(512) == EIGHT_HEADS.rows(512) + 2
-    assert [layout.settled(n) for n in (0, 31, 32, 100)] == [0, 0, 32, 96]
-    assert EIGHT_HEADS.settled(31) == 31
+    # The first head writes to its rows at 32, 64 ..., the fourth at 12, 44, 76 ...
+    assert [layout.settled(n, 0) for n in (0, 31, 32, 100)] == [0, 0, 32, 96]
+    assert [layout.settled(n, 3) for n in (0, 11, 12, 100)] == [0, 0, 12, 76]
+    assert EIGHT_HEADS.settled(31, 3) == 31
+
+
+@given(st.integers(1, 40), st.integers(0, 600))
+def test_every_value_is_collected_once_and_written_once(heads: int, length: int) -> None:
+    layout = KvLayout(32, 512, heads, 16, 16, collected=32)
+    for head in range(heads):
+        steps = [layout.settled(n, head) for n in range(length + 33)]
+        assert all(0 <= n - steps[n] <= 31 for n in range(length + 33))
+        assert all(a == b or b == n + 1 for n, (a, b) in enumerate(pairwise(steps)))
+    written = [layout.settled(length + 1, h) > layout.settled(length, h) for h in range(heads)]
+    assert sum(written) <= -(-heads // 32) + (length == 0)
 
 
 def test_a_head_wider_than_a_row_is_refused() -> None:

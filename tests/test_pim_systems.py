@@ -141,13 +141,18 @@ def test_new_values_are_written_to_a_row_of_each_element() -> None:
     assert appended((64, 40), "rows") == 3 * 2 * (2 + 64)
 
 
-def test_collected_values_go_to_their_rows_when_they_fill_a_burst() -> None:
-    """After 63 positions the 64th fills a burst of 32: 64 bursts, beside two of the key and two of the value.
+def test_collected_values_go_to_their_rows_a_head_at_a_time() -> None:
+    """Four heads of 16 take turns, 8 positions apart, each with 32 positions. Beside two bursts of the key and two of
+    the value in order of positions:
 
-    The units work on 32 of the 63, so that each head's probabilities for them take a burst less.
+    After 63 the first head writes positions 32 to 63, a burst in each of 16 rows. Of its 63 positions the units work on
+    32, 40, 48 and 56 for the heads, so that one head's probabilities take a burst less. After 64 no head's turn comes.
+    After 71 it is the second head's, with positions 40 to 71 in two bursts of each row; 64, 40, 48 and 56 positions
+    are two bursts of probabilities each, where 71 would be three.
     """
-    assert appended((63,), "collected") == 3 * (2 + 2 + 64 - 4)
+    assert appended((63,), "collected") == 3 * (2 + 2 + 16 - 1)
     assert appended((64,), "collected") == 3 * (2 + 2)
+    assert appended((71,), "collected") == 3 * (2 + 2 + 32 - 4)
 
 
 def test_a_shared_port_passes_an_instruction_a_cycle() -> None:

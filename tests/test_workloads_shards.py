@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sim.config import ConfigError
 from workloads import load_workload
@@ -74,6 +76,39 @@ def test_a_stage_of_a_pipeline_works_on_parts_in_turn() -> None:
     assert received == CollectiveAttrs("send_recv", 2 * 5120 * 2, 2)
 
 
+def test_experts_are_shared_and_rows_travel() -> None:
+    """Mixtral: 8 experts of which each token takes 2; four devices have 2 experts and a request each."""
+    cut = workload(model="mixtral-8x7b", parallel={"expert": 4})
+    whole, part = operators(workload(model="mixtral-8x7b"), "layers"), operators(cut, "layers")
+    check_trace(cut.trace())
+    # Four tokens choose 8 experts, each one; two of these are here.
+    assert part["expert_down"].attrs.group_m == (1, 1)  # type: ignore[union-attr]
+    assert 4 * part["expert_down"].macs == whole["expert_down"].macs
+    exchanges = {name: op.attrs for name, op in part.items() if op.kind is COLLECTIVE}
+    # Two rows of 4096 x 2 bytes go and come.
+    names = ("dispatch_all_to_all", "combine_all_to_all")
+    assert exchanges == {name: CollectiveAttrs("all_to_all", 2 * 8192, 4) for name in names}
+    # The longest request is here; the router still scores all experts; a device has a quarter of the experts' weights.
+    (span,) = part["attention"].attrs.requests  # type: ignore[union-attr]
+    assert span.past == 400
+    assert part["router"].attrs.n == 8  # type: ignore[union-attr]
+    assert (cut.trace().passes[0].tokens, cut.trace().generated) == (4, 4)
+    experts = 32 * 8 * 3 * 4096 * 14336
+    assert workload(model="mixtral-8x7b").trace().weight_elements - cut.trace().weight_elements == experts * 3 // 4
+
+
+@given(st.integers(1, 40), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2]))
+def test_no_choice_of_an_expert_is_lost(requests: int, expert: int, tensor: int) -> None:
+    """With as many tokens on each device, the loads of all devices are the choices of all tokens."""
+    over = {"expert": expert, "tensor": tensor}
+    cut = workload(model="mixtral-8x7b", lengths=[64] * requests * expert, parallel=over)
+    attrs = operators(cut, "layers")["expert_down"].attrs
+    choices = 2 * requests * expert
+    mine = sum(attrs.group_m)  # type: ignore[union-attr]
+    assert choices <= mine * expert < choices + 8 + expert
+    assert len(attrs.group_m) <= 8 // expert  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -85,6 +120,10 @@ def test_a_stage_of_a_pipeline_works_on_parts_in_turn() -> None:
         ({"model": "gemma-3-27b", "parallel": {"pipeline": 2}}, "not all alike"),
         ({"phase": "prefill", "parallel": {"pipeline": 2}}, "only phase decode"),
         ({"parallel": {"tensor": 0}}, "parallel.tensor"),
+        ({"parallel": {"expert": 2}}, "parallel.expert: is 2, but gpt3-13b has no experts"),
+        ({"model": "mixtral-8x7b", "parallel": {"expert": 3}}, "8 experts, which that does not divide"),
+        ({"model": "mixtral-8x7b", "parallel": {"expert": 8}}, "a batch of 4 leaves some of the devices"),
+        ({"model": "mixtral-8x7b", "parallel": {"expert": 2}, "methods": ["moe-plus-plus"]}, "leave out either"),
     ],
 )
 def test_refused(keys: dict[str, Any], words: str) -> None:

@@ -114,7 +114,7 @@ class Builder:
         return self._joined(e, "attn", emit_attention(e, self.model, kind, at, x), "attn_joined")
 
     def _ffn(self, e: Emitter, kind: LayerKind, x: Tensor) -> Tensor:
-        return self._joined(e, "ffn", emit_ffn(e, self.model, kind, x), "ffn_joined")
+        return self._joined(e, "ffn", emit_ffn(e, self.model, kind, x, self.parallel.expert), "ffn_joined")
 
     def _receive(self, at: Positions) -> Block:
         """The residual stream comes from the stage before."""
@@ -445,6 +445,6 @@ def make_trace(builder: Builder, batch: int, passes: Sequence[Pass], **meta: str
     chosen = builder.formats
     facts: dict[str, str | int] = {f"format.{name}": getattr(chosen, name) for name in FormatChoice.__slots__}
     if builder.parallel != WHOLE:
-        facts |= {f"parallel.{name}": getattr(builder.parallel, name) for name in ("tensor", "pipeline")}
+        facts |= {f"parallel.{name}": getattr(builder.parallel, name) for name in type(builder.parallel).model_fields}
     facts.update(meta)
     return Trace(builder.model.name, batch, tuple(passes), meta=tuple(sorted(facts.items())))

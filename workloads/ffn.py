@@ -9,7 +9,7 @@ from __future__ import annotations
 from workloads.emit import Emitter
 from workloads.formats import storage_bytes
 from workloads.models import GATED, LayerKind, Model, Moe
-from workloads.trace import ElementwiseAttrs, MatmulAttrs, MoveAttrs, OpKind, ReduceAttrs, Role, Tensor
+from workloads.trace import CollectiveAttrs, ElementwiseAttrs, MatmulAttrs, MoveAttrs, OpKind, ReduceAttrs, Role, Tensor
 
 ROLE = "ffn"
 INDEX_FORMAT = "int32"
@@ -21,11 +21,14 @@ def balanced_loads(choices: int, experts: int) -> tuple[int, ...]:
     return (each + 1,) * rest + (each,) * (experts - rest if each else 0)
 
 
-def emit_ffn(e: Emitter, model: Model, kind: LayerKind, x: Tensor) -> Tensor:
-    """Operators from the normalised input x (tokens, hidden) to the half layer's result, of the same shape."""
+def emit_ffn(e: Emitter, model: Model, kind: LayerKind, x: Tensor, spread: int = 1) -> Tensor:
+    """Operators from the normalised input x (tokens, hidden) to the half layer's result, of the same shape.
+
+    spread: devices that share the experts.
+    """
     if kind.moe:
         assert model.moe is not None
-        return emit_experts(e, model.moe, x)
+        return emit_experts(e, model.moe, x, spread=spread)
     assert model.ffn is not None
     return _dense(e, model.ffn.hidden, model.ffn.activation, model.ffn.bias, x)
 
@@ -41,17 +44,22 @@ def _dense(e: Emitter, width: int, activation: str, bias: bool, x: Tensor, prefi
     return e.linear(f"{prefix}down", ROLE, act, hidden, f"{prefix}ffn_out", bias)
 
 
-def emit_experts(e: Emitter, moe: Moe, x: Tensor, loads: tuple[int, ...] | None = None, free: int = 0) -> Tensor:
+def emit_experts(
+    e: Emitter, moe: Moe, x: Tensor, loads: tuple[int, ...] | None = None, free: int = 0, spread: int = 1
+) -> Tensor:
     """Router, experts and shared expert on x (tokens, hidden), with `loads` rows for each expert that is hit (default:
     balanced).
 
     `free` further experts cost nothing (zero, copy): the router scores them, and choices that `loads` leaves out are
-    theirs.
+    theirs. `spread` devices with as many tokens each share the experts: rows go to where their expert is and come back,
+    a row for each choice, and the device has every `spread`-th expert from the most loaded on.
     """
     tokens, hidden = x.shape
     if loads is None:
-        loads = balanced_loads(tokens * moe.top_k, moe.experts)
+        loads = balanced_loads(tokens * moe.top_k * spread, moe.experts)[::spread]
     choices, hit, scored_experts = sum(loads), len(loads), moe.experts + free
+    held = moe.experts // spread
+    sent = tokens * moe.top_k if spread > 1 else choices
 
     scores = e.linear("router", "router", x, scored_experts, "router", moe.router_bias)
     if moe.scoring == "softmax":
@@ -67,13 +75,23 @@ def emit_experts(e: Emitter, moe: Moe, x: Tensor, loads: tuple[int, ...] | None 
     best = ReduceAttrs("topk", tokens, scored_experts, keep=moe.top_k)
     e.emit("topk", OpKind.REDUCE, "router", (scored,), (gates, chosen), best)
     row_bytes = storage_bytes((hidden,), x.format)
-    rows = e.activation("expert_in", choices, hidden)
-    e.emit("dispatch", OpKind.GATHER, ROLE, (chosen, x), (rows,), MoveAttrs("dispatch", choices, row_bytes))
+    rows = e.activation("expert_in" if spread == 1 else "expert_sent", sent, hidden)
+    e.emit("dispatch", OpKind.GATHER, ROLE, (chosen, x), (rows,), MoveAttrs("dispatch", sent, row_bytes))
+
+    def exchanged(name: str, part: Tensor, out: str, count: int) -> Tensor:
+        if spread == 1:
+            return part
+        result = e.activation(out, count, hidden)
+        attrs = CollectiveAttrs("all_to_all", max(part.bytes, result.bytes), spread)
+        e.emit(f"{name}_all_to_all", OpKind.COLLECTIVE, "collective", (part,), (result,), attrs)
+        return result
+
+    rows = exchanged("dispatch", rows, "expert_in", choices)
 
     def grouped(name: str, inputs: Tensor, k: int, n: int, out: str) -> Tensor:
-        operands = [inputs, e.weight(f"{name}.weight", (hit, k, n), (moe.experts, k, n), "experts")]
+        operands = [inputs, e.weight(f"{name}.weight", (hit, k, n), (held, k, n), "experts")]
         if moe.bias:
-            operands.append(e.weight(f"{name}.bias", (hit, n), (moe.experts, n), "activations"))
+            operands.append(e.weight(f"{name}.bias", (hit, n), (held, n), "activations"))
         result = e.activation(out, choices, n)
         attrs = MatmulAttrs(hit, choices, k, n, group_m=loads)
         e.emit(name, OpKind.MATMUL, ROLE, tuple(operands), (result,), attrs)
@@ -87,9 +105,10 @@ def emit_experts(e: Emitter, moe: Moe, x: Tensor, loads: tuple[int, ...] | None 
     attrs = ElementwiseAttrs(moe.activation, act.elements)
     e.emit(f"expert_{moe.activation}", OpKind.ELEMENTWISE, ROLE, (inner,), (act,), attrs)
     expert_out = grouped("expert_down", act, moe.hidden, hidden, "expert_out")
+    expert_out = exchanged("combine", expert_out, "expert_back", sent)
     routed = e.activation("ffn_out" if not moe.shared_hidden else "routed_out", tokens, hidden)
     # Each expert's row is weighted by its gate and added to its token's row.
-    move = MoveAttrs("combine", choices, row_bytes, vector_ops=2 * choices * hidden)
+    move = MoveAttrs("combine", sent, row_bytes, vector_ops=2 * sent * hidden)
     e.emit("combine", OpKind.SCATTER, ROLE, (expert_out, gates, chosen), (routed,), move)
     if not moe.shared_hidden:
         return routed

@@ -7,7 +7,7 @@ key of a scenario can be set anew on the way in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -23,9 +23,9 @@ from workloads.models import Model, load_model
 from workloads.names import FormatName
 from workloads.requests import batch_lengths, read_lengths
 from workloads.schema import Count, Schema, Size
-from workloads.shards import WHOLE, Parallel, micro_batches, shard
+from workloads.shards import WHOLE, Parallel, micro_batches, shard, shares
 from workloads.sparsity import ActivationPattern, WeightPattern
-from workloads.trace import Trace
+from workloads.trace import Pass, Trace
 from workloads.transforms.compose import check_contradictions
 
 SCENARIO_FOLDER = Path(__file__).parent / "scenarios"
@@ -347,7 +347,13 @@ def _check_parallel(scenario: Scenario, model: Model, lengths: tuple[int, ...]) 
                 f"is {scenario.parallel.pipeline}, but only phase decode can be cut into stages, not {scenario.phase}",
                 key="parallel.pipeline",
             )
-        micro_batches(lengths, scenario.parallel.pipeline)
+        micro_batches(shares(lengths, scenario.parallel.expert)[0], scenario.parallel.pipeline)
+    shares(lengths, scenario.parallel.expert)
+    if scenario.parallel.expert > 1 and scenario.methods:
+        raise ConfigError(
+            f"is {scenario.parallel.expert}, but methods do not know of experts on other devices; leave out either",
+            key="parallel.expert",
+        )
 
 
 def _check_positions(scenario: Scenario, model: Model, lengths: tuple[int, ...], length_key: str | None) -> None:
@@ -370,18 +376,27 @@ def _build(workload: Workload) -> Trace:
     assert scenario is not None
     assert model is not None
     builder = Builder(shard(model, scenario.parallel), scenario.formats.choice(), scenario.parallel)
-    steps = scenario.steps or 1
-    if scenario.phase == "prefill":
-        passes = prefill_passes(builder, lengths, scenario.chunk, scenario.context or 0)
-    elif scenario.phase == "decode":
-        passes = decode_passes(builder, lengths, steps)
-    elif scenario.phase == "generate":
-        passes = prefill_passes(builder, lengths, scenario.chunk)
-        if steps > 1:
-            passes += decode_passes(builder, lengths, steps - 1)
-    elif scenario.phase == "encode":
-        passes = encode_passes(builder, lengths)
-    else:
-        passes = denoise_passes(builder, len(lengths), steps)
+    turns = [_passes(builder, scenario, share) for share in shares(lengths, scenario.parallel.expert)]
+    # The device with the longest requests is built; tokens are those of all that share the experts.
+    passes = []
+    for number, mine in enumerate(turns[0]):
+        alike = [turn[number] for turn in turns if number < len(turn)]
+        all_tokens, all_generated = sum(p.tokens for p in alike), sum(p.generated for p in alike)
+        passes.append(replace(mine, tokens=all_tokens, generated=all_generated))
     trace = make_trace(builder, len(lengths), passes, workload=scenario.name, phase=scenario.phase)
     return apply_methods(trace, workload, builder)
+
+
+def _passes(builder: Builder, scenario: Scenario, lengths: tuple[int, ...]) -> list[Pass]:
+    """The passes of a scenario's phase over requests of `lengths`."""
+    steps = scenario.steps or 1
+    if scenario.phase == "prefill":
+        return prefill_passes(builder, lengths, scenario.chunk, scenario.context or 0)
+    if scenario.phase == "decode":
+        return decode_passes(builder, lengths, steps)
+    if scenario.phase == "generate":
+        first = prefill_passes(builder, lengths, scenario.chunk)
+        return first + (decode_passes(builder, lengths, steps - 1) if steps > 1 else [])
+    if scenario.phase == "encode":
+        return encode_passes(builder, lengths)
+    return denoise_passes(builder, len(lengths), steps)

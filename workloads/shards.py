@@ -1,5 +1,5 @@
 """One device's part of a model: heads, feed-forward width and vocabulary cut over a tensor-parallel group, layers over
-a pipeline.
+a pipeline, experts over groups that have requests of their own.
 
 The part is a Model again, so everything that builds operators works on it as on a whole one; what the devices of a
 group have to tell each other is added where the layer is built.
@@ -15,15 +15,18 @@ from workloads.schema import Schema, Size
 
 
 class Parallel(Schema):
-    """Over how many devices a model is cut: each layer (tensor), and the list of layers (pipeline)."""
+    """Over how many devices a model is cut: each layer (tensor), the list of layers (pipeline), and the experts
+    (expert), beside which each device has all else and its share of the requests.
+    """
 
     tensor: Size = 1
     pipeline: Size = 1
+    expert: Size = 1
 
     @property
     def devices(self) -> int:
         """Devices in all."""
-        return self.tensor * self.pipeline
+        return self.tensor * self.pipeline * self.expert
 
 
 WHOLE = Parallel()
@@ -67,6 +70,9 @@ def shard(model: Model, parallel: Parallel) -> Model:
             f"is {parallel.pipeline}, but the layers of {model.name} are not all alike, and neither would be its parts",
             key="parallel.pipeline",
         )
+    if parallel.expert > 1 and (model.moe is None or model.moe.experts % parallel.expert):
+        experts = "no experts" if model.moe is None else f"{model.moe.experts} experts, which that does not divide"
+        raise ConfigError(f"is {parallel.expert}, but {model.name} has {experts}", key="parallel.expert")
     heads = {"heads": attention.heads // degree, "kv_heads": max(kv_heads // degree, 1)}
     parts = {
         "attention": attention.model_copy(update=heads),
@@ -92,5 +98,21 @@ def micro_batches(lengths: Sequence[int], stages: int) -> list[tuple[int, ...]]:
             f"is {stages}, but a batch of {len(lengths)} keeps no more than {len(lengths)} stages busy",
             key="parallel.pipeline",
         )
-    ordered = sorted(lengths, reverse=True) if stages > 1 else list(lengths)
-    return [tuple(ordered[i::stages]) for i in range(stages)]
+    return _deal(lengths, stages)
+
+
+def shares(lengths: Sequence[int], devices: int) -> list[tuple[int, ...]]:
+    """The requests of each of the `devices` that share the experts, the one with most first. Raises ConfigError for
+    fewer requests than devices.
+    """
+    if len(lengths) < devices:
+        raise ConfigError(
+            f"is {devices}, but a batch of {len(lengths)} leaves some of the devices without a request",
+            key="parallel.expert",
+        )
+    return _deal(lengths, devices)
+
+
+def _deal(lengths: Sequence[int], parts: int) -> list[tuple[int, ...]]:
+    ordered = sorted(lengths, reverse=True) if parts > 1 else list(lengths)
+    return [tuple(ordered[i::parts]) for i in range(parts)]

@@ -207,6 +207,9 @@ def step(t, s, c, until, settling, awaited):
             horizon = min(until, arrival)
             if x[DUE] < horizon and not closing:
                 idle_refreshes(t, x, bank, ready, near, rank, ring, count, log, horizon)
+        pim_tick = NEVER
+        if working:
+            pim_tick = next_pim(t, s, c, now)  # before the choice of an ordinary command, which keeps off its rows
         if t.policy != FRFCFS:
             x[STALE] = 0
         elif x[STALE] == 1:
@@ -215,10 +218,7 @@ def step(t, s, c, until, settling, awaited):
             else:
                 find_best(t, x, bank, near, rank, entry, now)
         tick = min(min(arrival, x[BEST_TICK]), x[DUE])
-        pim_tick = NEVER
-        if working:
-            pim_tick = next_pim(t, s, c, now)
-            tick = min(tick, pim_tick)
+        tick = min(tick, pim_tick)
         if tick >= until or (stop and tick > now and settling == 0):
             break
         now = tick

@@ -321,6 +321,7 @@ def in_time(p, q, x, ticks, floor):
         return False
     q[ADMITTED] = 1
     q[SLACK] = max(np.int64(0), slack)
+    x[STALE] = 1  # its rows are reserved from now on
     return True
 
 
@@ -328,6 +329,7 @@ def in_time(p, q, x, ticks, floor):
 def fits(p, q, x, bank, first, step, row, groups, dots, floor):
     """Whether a tile of the banks first, first + step ... that began at `floor` would end before the next refresh."""
     if p[DEADLINE] == 0:
+        x[STALE] = max(x[STALE], 1 - q[ADMITTED])
         q[ADMITTED] = 1
         return True
     units = p[UNITS] + p[UNIT_BASE + G_ACT] * UNIT_FIELDS

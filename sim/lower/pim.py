@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
 
+import numpy as np
+
 from sim import cost
 from sim.lower.builder import PIM_PORT, Builder, Held, Ints, Space, Work
 from sim.lower.compute import vector_task, whole
+from sim.pim.address import runs
 from sim.pim.placement import Alike, Request
 from sim.pim.plan import PimPlan, Runs
 from workloads.attrs import SOFTMAX_VECTOR_OPS
@@ -78,26 +81,29 @@ class PimAttention:
         is used.
         """
         scored = [self.scores(turn) for turn in self.turns]
-        ready = [self.softmax(turn, done) for turn, done in zip(self.turns, scored, strict=True)]
+        ready: list[tuple[int, ...]] = []
+        loose: list[tuple[int, ...]] = []
+        for batch in self.batches():
+            held = self.tails([self.turns[i] for i in batch])
+            for i in batch:
+                soft, written = self.softmax(self.turns[i], scored[i])
+                ready.append(written)
+                loose.append(self.loose(self.turns[i], soft, held))
+            for part in held:
+                self.builder.release(0, part.buffer, [task for i in batch for task in loose[i]])
         if barrier:
             joined = (self.builder.sync(dict.fromkeys(task for tasks in ready for task in tasks)),)
             ready = [joined] * len(ready)
-        ends: list[int] = []
-        for batch in self.batches():
-            held = self.tails([self.turns[i] for i in batch])
-            done = [self.values(self.turns[i], ready[i], held) for i in batch]
-            for part in held:
-                self.builder.release(0, part.buffer, done)
-            ends += done
-        return ends
+        return [self.values(*one) for one in zip(self.turns, ready, loose, strict=True)]
 
     def tail(self, turn: Turn) -> int:
-        """Positions of a request whose values are not in the units' rows yet, the newest left out."""
-        return turn.request.past - self.plan.layout.settled(turn.request.past)
+        """Values (a head of a position each) of a request that are not in the units' rows yet, the newest left out."""
+        layout, past = self.plan.layout, turn.request.past
+        return sum(past - layout.settled(past, head) for head in range(layout.heads))
 
     def tail_bytes(self, turn: Turn) -> int:
         """Bytes of these values."""
-        return turn.copies * whole(self.tail(turn) * self.plan.layout.heads * self.attrs.v_head_dim * self.element)
+        return turn.copies * whole(self.tail(turn) * self.attrs.v_head_dim * self.element)
 
     def batches(self) -> Iterator[list[int]]:
         """Numbers of turns whose remaining values are loaded together: many channels at once, as far as fits."""
@@ -115,22 +121,32 @@ class PimAttention:
             yield batch
 
     def tails(self, some: Sequence[Turn]) -> list[Held]:
-        """Load the values of `some` turns that are not in the units' rows, in parts that take a little of each."""
-        loose = [turn for turn in some if self.tail(turn)]
-        size = sum(map(self.tail_bytes, loose))
-        parts = -(-size // max(int(self.builder.machine.dma.window) // WINDOW_PARTS, 1))
+        """Load the values of `some` turns that are not in the units' rows, in parts that take a like share of every
+        channel's, one request after another.
+
+        They were there before the step began, so nothing but room for them is waited for.
+        """
+        loose: dict[int, list[Turn]] = {}
+        for turn in some:
+            if self.tail(turn):
+                loose.setdefault(turn.number, []).append(turn)
+        sizes = {number: sum(map(self.tail_bytes, mine)) for number, mine in loose.items()}
+        bursts = {
+            number: np.concatenate([self.plan.tail_bursts(turn.request) for turn in mine])
+            for number, mine in loose.items()
+        }
+        parts = -(-sum(sizes.values()) // max(int(self.builder.machine.dma.window) // WINDOW_PARTS, 1))
         found = []
         for part in range(parts):
             pieces = []
             amount = 0
-            for turn in loose:
-                tail = self.tail(turn)
-                first, last = tail * part // parts, tail * (part + 1) // parts
+            for number, mine in bursts.items():
+                first, last = len(mine) * part // parts, len(mine) * (part + 1) // parts
                 if first < last:
-                    pieces.append((turn.number, self.plan.tail_bursts(turn.request, first, last - first)))
-                    amount += self.tail_bytes(turn) * (last - first) // tail
+                    pieces.append((number, runs(mine[first:last])))
+                    amount += sizes[number] * last // len(mine) - sizes[number] * first // len(mine)
             if pieces:
-                found.append(self.builder.fetch_local(0, pieces, amount, self.start))
+                found.append(self.builder.fetch_local(0, pieces, amount))
         return found
 
     def scores(self, turn: Turn) -> tuple[int, ...]:
@@ -155,8 +171,8 @@ class PimAttention:
         places = self.plan.vector_places(turn.request, 0, maker.query_vectors)
         return (self.job(turn, maker.keys(turn.request, places), ready),)
 
-    def softmax(self, turn: Turn, ready: tuple[int, ...]) -> tuple[int, ...]:
-        """The newest position's score, softmax over all, probabilities to the request's rows."""
+    def softmax(self, turn: Turn, ready: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        """The newest position's score, softmax over all, probabilities to the rows: (softmax, all written)."""
         b, a, maker = self.builder, self.attrs, self.plan.maker
         core = self.core()
         past, rows = turn.request.past, turn.copies * a.heads
@@ -169,32 +185,41 @@ class PimAttention:
         soft = vector_task(
             b, core, "softmax", rows, columns, (amount, amount), ready, ops, more=more, macs=rows * a.head_dim
         )
-        tokens = maker.chunk_tokens(past)
-        if not tokens:
-            return (soft,)
-        sizes = [whole(count * self.element) for _ in range(a.heads) for count in tokens]
-        return self.vectors(core, turn, maker.query_vectors, sizes, (soft,))
+        tokens = [count for counts in maker.tokens(past) for _ in range(maker.queries) for count in counts]
+        sizes = [whole(count * self.element) for count in tokens]
+        if not sizes:
+            return soft, (soft,)
+        return soft, self.vectors(core, turn, maker.query_vectors, sizes, (soft,))
 
-    def values(self, turn: Turn, ready: tuple[int, ...], held: Sequence[Held]) -> int:
-        """Products with the values in memory; sums of their parts and of the newest value; the result to its place."""
+    def loose(self, turn: Turn, soft: int, held: Sequence[Held]) -> tuple[int, ...]:
+        """Values that are not in the units' rows, and the newest, scaled by their probabilities and added up."""
+        b, a = self.builder, self.attrs
+        each = turn.copies * a.v_head_dim
+        elements = each * a.heads
+        values = self.tail(turn) * self.plan.maker.queries * each + self.newest * elements
+        if not values:
+            return (soft,)
+        scaled = int(cost.vector_cycles(b.machine.vector, "mul", 1, values))
+        moved = (whole(values * self.element), whole(elements * self.element))
+        ready = (soft, *(task for item in held for task in item.ready))
+        macs = self.tail(turn) * self.plan.maker.queries * each + elements
+        adds = max(values - elements, 1)
+        return (vector_task(b, self.core(), "add", 1, adds, moved, ready, more=scaled, macs=macs),)
+
+    def values(self, turn: Turn, ready: tuple[int, ...], loose: tuple[int, ...]) -> int:
+        """Products with the values in memory, their sum with the loose values; the result to its place."""
         b, a, maker = self.builder, self.attrs, self.plan.maker
         core = self.core()
         past = turn.request.past
         elements = turn.copies * a.heads * a.v_head_dim
-        if maker.token_chunks(past):
-            count = maker.vector_count(past) - maker.query_vectors
+        count = maker.vector_count(past) - maker.query_vectors
+        if count:
             places = self.plan.vector_places(turn.request, maker.query_vectors, count)
             ready = (self.job(turn, maker.values(turn.request, places), ready),)
         size = whole(elements * self.element)
-        # Values that are not in the units' rows are scaled by their probabilities; then all parts are added up.
-        loose, parts = self.tail(turn) + self.newest, maker.token_chunks(past)
-        scaled = int(cost.vector_cycles(b.machine.vector, "mul", 1, loose * elements))
-        macs = (self.tail(turn) + 1) * elements
-        ready = (*ready, *(task for item in held for task in item.ready))
-        done = vector_task(
-            b, core, "add", 1, (loose + parts - 1) * elements or 1, ((loose + parts) * size, size), ready, more=scaled,
-            macs=macs,
-        )  # fmt: skip
+        adds = count * turn.copies * a.v_head_dim
+        read = whole(adds * self.element) + size
+        done = vector_task(b, core, "add", 1, max(adds, 1), (read, size), (*ready, *loose))
         if self.result is not None:
             done = b.move(core, True, [(self.result.space, self.result.offset + self.result_written, size)], (done,))
             self.result_written += size
@@ -236,7 +261,7 @@ def lower_append(
     """
     layout = plan.layout
     key_bytes = whole(layout.heads * layout.head_dim * element)
-    value_bytes = whole(layout.heads * layout.value_dim * element)
+    head_bytes = whole(layout.value_dim * element)
     ends: list[int] = []
     read = 0
     for _, some in groupby(turns(plan, part), key=lambda turn: turn.place):
@@ -245,19 +270,21 @@ def lower_append(
         held: Held | None = None
         after = ready
         if source is not None:
-            size = copies * (key_bytes + value_bytes)
+            size = copies * (key_bytes + layout.heads * head_bytes)
             held = builder.fetch(0, source.space, source.offset + read, size, source.ready)
             read += size
             after = (*ready, *held.ready)
         keys, in_order, in_rows = zip(*(plan.append_bursts(turn.request) for turn in round_), strict=True)
         numbers = [turn.number for turn in round_]
         tasks = [builder.move_local(0, True, list(zip(numbers, keys, strict=True)), copies * key_bytes, after)]
-        if layout.collected > 1:
-            pieces = [(number, runs) for number, runs in zip(numbers, in_order, strict=True) if runs is not None]
-            tasks.append(builder.move_local(0, True, pieces, copies * value_bytes, after))
-        for turn, runs in zip(round_, in_rows, strict=True):
-            if runs is not None:
-                tasks += _settle(builder, turn, runs, value_bytes * layout.collected, after)
+        waiting = [(turn, bursts) for turn, bursts in zip(round_, in_order, strict=True) if len(bursts)]
+        if waiting:
+            heads = sum(turn.copies * (layout.heads - len(heads)) for turn, heads in zip(round_, in_rows, strict=True))
+            pieces = [(turn.number, runs(bursts)) for turn, bursts in waiting]
+            tasks.append(builder.move_local(0, True, pieces, heads * head_bytes, after))
+        for turn, written in zip(round_, in_rows, strict=True):
+            for bursts in written:
+                tasks += _settle(builder, turn, runs(bursts), head_bytes * layout.collected, after)
         if held is not None:
             builder.release(0, held.buffer, tasks)
         ends.extend(tasks)

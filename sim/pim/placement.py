@@ -77,9 +77,14 @@ class KvLayout:
         elements = self.collected * self.heads * self.value_dim if self.collected > 1 else 0
         return -(-elements // (self.banks * self.row_elements))
 
-    def settled(self, length: int) -> int:
-        """Positions, of `length`, whose values are in the rows of their elements."""
-        return length - length % self.collected
+    def settled(self, length: int, head: int) -> int:
+        """Positions, of `length`, whose values of a head are in the rows of their elements.
+
+        Heads take turns: each writes its collected values `collected` positions after it did so last, none when
+        another does if there are no more heads than that, so that a step's writing is spread over steps and channels.
+        """
+        turn = head * self.collected // self.heads
+        return max(0, length - (length - turn) % self.collected)
 
     def rows(self, length: int) -> int:
         """Rows of a request with `length` positions."""

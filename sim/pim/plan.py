@@ -38,11 +38,13 @@ class JobMaker:
 
     def vector_count(self, past: int) -> int:
         """All vectors that are loaded for a request with `past` cached positions."""
-        return self.query_vectors + self.layout.heads * self.queries * self.token_chunks(past)
+        return self.query_vectors + self.queries * sum(map(len, self.tokens(past)))
 
-    def token_chunks(self, past: int) -> int:
-        """Rows of one element of the values of a head that the units work on."""
-        return -(-self.layout.settled(past) // self.layout.row_elements)
+    def tokens(self, past: int) -> list[list[int]]:
+        """For each head, positions in each row of its values that the units work on."""
+        row = self.layout.row_elements
+        settled = [self.layout.settled(past, head) for head in range(self.layout.heads)]
+        return [[min(row, count - first) for first in range(0, count, row)] for count in settled]
 
     def chunk_heads(self) -> list[int]:
         """Heads in each row of keys."""
@@ -50,11 +52,6 @@ class JobMaker:
         return [
             min(layout.heads_in_row, layout.heads - chunk * layout.heads_in_row) for chunk in range(layout.key_chunks)
         ]
-
-    def chunk_tokens(self, past: int) -> list[int]:
-        """Positions in each row of values that the units work on."""
-        row, settled = self.layout.row_elements, self.layout.settled(past)
-        return [min(row, settled - chunk * row) for chunk in range(self.token_chunks(past))]
 
     def keys(self, request: Request, places: Ints) -> Ints:
         """Jobs for the scores: for each row of keys and query, all stretches of positions. `places`: (bank, row) of
@@ -72,11 +69,14 @@ class JobMaker:
     def values(self, request: Request, places: Ints) -> Ints:
         """Jobs for the weighted values: for each head of the query and row full of positions, all elements."""
         layout = self.layout
-        tokens = self.chunk_tokens(request.past)
-        shape = (layout.heads, self.queries, len(tokens))
-        head, _, chunk = (grid.ravel() for grid in np.indices(shape))
+        work = [
+            (head, chunk, self._steps(count))
+            for head, counts in enumerate(self.tokens(request.past))
+            for _ in range(self.queries)
+            for chunk, count in enumerate(counts)
+        ]
+        head, chunk, dots = np.array(work, np.int64).reshape(-1, 3).T
         row = request.value_row + (chunk * layout.heads + head) * layout.value_tiles
-        dots = np.array([self._steps(count) for count in tokens], np.int64)[chunk]
         return self._jobs(
             len(row), TILES=layout.value_tiles, GROUPS=1, DOTS=dots, ROW=row, STEP=1, LOAD_BANK=places[:, 0],
             LOAD_ROW=places[:, 1],
@@ -198,19 +198,38 @@ class PimPlan:
         column = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return runs(self.addresses.bursts(places[:, 0], places[:, 1], column))
 
-    def tail_bursts(self, request: Request, first: int, count: int) -> Runs:
-        """Bursts that hold the values, in order of positions, of `count` positions from place `first` on."""
+    def tail_bursts(self, request: Request) -> Ints:
+        """Bursts that hold the values of a request that are not in the units' rows, in order of positions."""
+        layout = self.layout
+        settled = [layout.settled(request.past, head) for head in range(layout.heads)]
+        heads = [
+            (place % layout.collected, head)
+            for place in range(min(settled), request.past)
+            for head in range(layout.heads)
+            if place >= settled[head]
+        ]
+        return self._in_order(request, heads)
+
+    def _in_order(self, request: Request, values: Sequence[tuple[int, int]]) -> Ints:
+        """Bursts of (place, head) pairs in the rows of values that are in order of positions."""
+        if not values:
+            return np.zeros(0, np.int64)
         layout, addresses = self.layout, self.addresses
         burst = addresses.memory.burst_bytes
-        position = layout.heads * layout.value_dim * self._element
-        low, high = first * position // burst, -(-(first + count) * position // burst)
-        number = np.arange(low, high)
+        size = layout.value_dim * self._element
+        place, head = np.array(values).T
+        low = (place * layout.heads + head) * size
+        span = -(-size // burst) + 1
+        number = low[:, None] // burst + np.arange(span)
+        touched = number[number * burst < (low + size)[:, None]]
+        # Heads that share a burst follow each other.
+        number = touched[np.concatenate(([True], np.diff(touched) != 0))]
         slot, column = np.divmod(number, addresses.columns)
-        return runs(addresses.bursts(slot % addresses.banks, request.tail_row + slot // addresses.banks, column))
+        return addresses.bursts(slot % addresses.banks, request.tail_row + slot // addresses.banks, column)
 
-    def append_bursts(self, request: Request) -> tuple[Runs, Runs | None, Runs | None]:
-        """Bursts that the newest position of a request changes: of its keys; of the values in order of positions, where
-        they are collected; of the rows of the values' elements, where these are written now.
+    def append_bursts(self, request: Request) -> tuple[Runs, Ints, list[Ints]]:
+        """Bursts that the newest position of a request changes: of its keys; of the values in order of positions, for
+        heads that collect; and for each head that does not or whose turn it is, of the rows of its elements.
 
         A key fills a stretch of one bank's row for each row of keys; a value is an element of a row of its own.
         """
@@ -222,17 +241,28 @@ class PimPlan:
         column = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         keys = runs(addresses.bursts(np.full(len(row), bank), row, column))
 
+        before = [layout.settled(request.past, head) for head in range(layout.heads)]
+        after = [layout.settled(request.past + 1, head) for head in range(layout.heads)]
         place = request.past % layout.collected
-        tail = self.tail_bursts(request, place, 1) if layout.collected > 1 else None
-        if place + 1 < layout.collected:
-            return keys, tail, None
-        chunk, element = divmod(request.past, layout.row_elements)
-        head, tile, turn = (grid.ravel() for grid in np.indices((layout.heads, layout.value_tiles, layout.banks)))
-        bank_of = addresses.in_turn[turn]
-        real = tile * layout.banks + bank_of < layout.value_dim
+        waiting = [(place, head) for head in range(layout.heads) if after[head] == before[head]]
+        written = [
+            self._elements(request, head, before[head], after[head])
+            for head in range(layout.heads)
+            if after[head] > before[head]
+        ]
+        return keys, self._in_order(request, waiting), written
+
+    def _elements(self, request: Request, head: int, first: int, last: int) -> Ints:
+        """Bursts of the rows of a head's elements that hold positions `first` to `last`."""
+        layout, addresses = self.layout, self.addresses
+        each = addresses.memory.burst_bytes // self._element
+        chunk, column = np.divmod(np.arange(first // each, -(-last // each)), layout.row_elements // each)
+        tile, turn = (grid.ravel() for grid in np.indices((layout.value_tiles, layout.banks)))
+        bank = addresses.in_turn[turn]
+        real = tile * layout.banks + bank < layout.value_dim
+        tile, bank = tile[real, None], bank[real, None]
         row = request.value_row + (chunk * layout.heads + head) * layout.value_tiles + tile
-        column = np.full(int(real.sum()), element * self._element // burst)
-        return keys, tail, runs(addresses.bursts(bank_of[real], row[real], column))
+        return addresses.bursts(np.broadcast_to(bank, row.shape), row, np.broadcast_to(column, row.shape)).ravel()
 
     @property
     def _element(self) -> int:
