@@ -24,6 +24,7 @@ Source = str | Path | Sequence[Row]
 UNITS = {"_s": "s", "_j": "J", "_w": "W", "_bytes": "B", "_mm2": "mm²", "_usd": "USD", "_js": "J s", "_per_s": "/s"}
 """What the end of a column's name says of its unit."""
 
+SCHEMAS = ("opcycle/sweep-result/1", "opcycle/search-result/1")
 RESULTS = ("results.parquet", "trials.parquet")
 
 
@@ -56,10 +57,13 @@ def goals_of(folder: str | Path) -> dict[str, str]:
         if path.is_file():
             try:
                 about = json.loads(path.read_text(encoding="utf-8"))
+                version = about.get("schema")
                 stated = about["objectives"] if "objectives" in about else about["spec"].get("objectives", {})
                 found: dict[str, str] = dict(stated)
             except (OSError, ValueError, KeyError, AttributeError):
                 raise ConfigError("cannot be read as the description of a sweep or search", file=path) from None
+            if version not in SCHEMAS:
+                raise ConfigError(not_among("version", str(version), SCHEMAS), file=path, key="schema")
             if found:
                 return {SHORT.get(key) or key: goal for key, goal in found.items()}
     return {"time_s": "min", "energy_j": "min"}

@@ -117,7 +117,8 @@ def test_a_folder_of_a_sweep_is_drawn_by_its_goals(tmp_path: Path, opcycle: Call
     import pyarrow.parquet as pq
 
     pq.write_table(table(grid()), tmp_path / "results.parquet")
-    (tmp_path / "sweep.json").write_text(json.dumps({"spec": {"objectives": {"time": "min", "area": "min"}}}))
+    about = {"schema": "opcycle/sweep-result/1", "spec": {"objectives": {"time": "min", "area": "min"}}}
+    (tmp_path / "sweep.json").write_text(json.dumps(about))
     assert goals_of(tmp_path) == GOALS
     assert opcycle("plot", tmp_path).code == 0
     assert (tmp_path / "front.png").is_file() and (tmp_path / "sensitivity.png").is_file()

@@ -41,7 +41,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wrong = {"point": 12, **dict.fromkeys(keys, 1), "status": "impossible", "error": "</script><b id=x>"}
     wrong["hw.scratchpad.capacity"] = "8 MiB"
     pq.write_table(table([*rows, wrong]), folder / "results.parquet")
-    about = {"name": "grid", "spec": {"objectives": {"time": "min", "area": "min"}, "hardware": "m"}}
+    asked = {"objectives": {"time": "min", "area": "min"}, "hardware": "m"}
+    about = {"schema": "opcycle/sweep-result/1", "name": "grid", "spec": asked}
     (folder / "sweep.json").write_text(json.dumps(about))
     (folder / "report.html").write_text(sweep_page(folder), encoding="utf-8")
     return folder

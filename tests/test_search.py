@@ -197,3 +197,19 @@ def test_a_folder_of_another_search_is_kept(planted: list[int], tmp_path: Path) 
     run_search(wide(), tmp_path, trials=2, objectives={"time_s": "min"}, sampler=Sampler.RANDOM)
     with pytest.raises(ConfigError, match="another spec or other objectives"):
         run_search(wide(), tmp_path, trials=2, objectives={"area_mm2": "min"}, sampler=Sampler.RANDOM)
+
+
+def test_folders_of_others_stay_as_they_are(
+    spec_file: Path, tmp_path: Path, opcycle: Callable[..., Outcome], refused: Callable[..., str]  # noqa: F811
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    options = ("--objective", "time", "--trials", "1")
+    assert "holds no search" in refused("search", spec_file, "-o", tmp_path / "mine", *options)
+    # A search that came to nothing leaves the folder free for the right one.
+    out = tmp_path / "out"
+    assert "'ttft_s' has no value" in refused("search", spec_file, "-o", out, "--objective", "ttft_s", "--trials", "1")
+    assert opcycle("search", spec_file, "-o", out, *options).code == 0
+    about = json.loads((out / "search.json").read_text())
+    (out / "search.json").write_text(json.dumps(about | {"schema": "opcycle/search-result/0"}))
+    assert "unknown version 'opcycle/search-result/0'" in refused("plot", out)

@@ -326,6 +326,9 @@ def test_the_command_tells_what_it_found(spec_file: Path, tmp_path: Path, opcycl
         ({"axes": {"hw.cores": {"from": 4, "to": 1, "step": 1}}}, "is empty"),
         ({"axes": {"hw.cores": [1, 2], "hw.clock": ["1 GHz"]}, "zip": [["hw.cores", "hw.clock"]]}, "different lengths"),
         ({"constraints": ["hw.cores <"]}, "no condition"),
+        ({"constraints": ["hw.area_mm < 1"]}, "unknown key 'area_mm'"),
+        ({"constraints": ["workload.bach < 1"]}, "unknown key 'bach'.*nearest is 'batch'"),
+        ({"constraints": ["result.time < 1"]}, "unknown column 'time', nearest is 'time_s'"),
         ({"hardware": "npu-hbm3"}, "npu-hbm3.*nearest"),
         ({"axis": {}}, "unknown key 'axis', nearest is 'axes'"),
     ],
@@ -365,6 +368,7 @@ def test_folders_of_others_and_of_other_sweeps_stay(spec_file: Path, tmp_path: P
         assert sentence in refused("sweep", spec_file, "-o", tmp_path / "out")
     assert "another spec" in refused("sweep", spec_file, "-o", tmp_path / "out", "--resume")
     assert "no Dask scheduler" in refused("sweep", spec_file, "-o", tmp_path / "c", "--cluster", "tcp://127.0.0.1:1")
+    assert not (tmp_path / "c").exists()
 
 
 def test_the_same_points_come_from_a_cluster_that_loses_a_worker(spec_file: Path, tmp_path: Path) -> None:

@@ -30,17 +30,17 @@ def solve_remote(spec_json: str, keys: dict[str, Value]) -> Row:
 
 
 def solve_on_cluster(
-    spec: Spec, tasks: Iterator[Task], address: str, cache: Path | None
+    spec: Spec, tasks: Iterator[Task], client: Any, cache: Path | None
 ) -> Iterator[tuple[int, Row]]:
-    """(number, row) of every point in the order in which they finish. Raises ConfigError for a cluster out of reach."""
-    client = _connect(address)
+    """(number, row) of every point in the order in which they finish; closes the client of `connect` at the end."""
     try:
         yield from _solve(client, spec, tasks, None if cache is None else PointCache(cache))
     finally:
         client.close()
 
 
-def _connect(address: str) -> Any:
+def connect(address: str) -> Any:
+    """A client of the Dask scheduler at an address. Raises ConfigError where none answers."""
     try:
         import distributed
     except ImportError:

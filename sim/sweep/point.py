@@ -8,7 +8,7 @@ latter three why. Host time is no part of it: equal points have equal rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 from hashlib import sha256
@@ -165,6 +165,37 @@ def metrics(summary: Mapping[str, Any]) -> Row:
     row |= {f"utilization.{unit}": share for unit, share in summary["utilization"].items()}
     row |= {f"energy_j.{component}": joules for component, joules in summary["energy_breakdown_j"].items()}
     return row
+
+
+DERIVED: Final = ("edp_js", "tokens_per_j")
+FAMILIES: Final = ("utilization.", "energy_j.")
+"""Beginnings of columns whose ends are units and components of the machine."""
+
+
+def check_column(name: str, what: str, more: Collection[str] = ()) -> None:
+    """Refuse a column that no result row can have, before anything runs; `more`: further names that are allowed.
+
+    Raises ConfigError with the nearest name.
+    """
+    known = (*_PLAIN, *_ROOFLINE, *DERIVED, *more)
+    if name not in known and not name.startswith(FAMILIES):
+        raise ConfigError(f"{what}: {not_among('column', name, known, most=40)}")
+
+
+def check_constraints(spec: Spec) -> None:
+    """Refuse constraints on keys or columns that do not exist, before anything runs. Raises ConfigError."""
+    fixed = not {"hardware", "workload"} & {*spec.axes, *(key for keys in spec.variants.values() for key in keys)}
+    for text in spec.constraints:
+        for name in condition(text).names:
+            root, _, rest = name.partition(".")
+            if root == RESULT:
+                check_column(rest, f"constraint {text!r}")
+            elif fixed:
+                try:
+                    _value(_machine(spec.hardware, {})[0], _workload(spec.workload, {})[0], name)
+                except ConfigError as error:
+                    if "unknown key" in error.message:
+                        raise ConfigError(f"constraint {text!r}: {error.message}") from None
 
 
 def check_axes(spec: Spec, keys: Mapping[str, Value]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sim.sweep.cache import cache_file
 from sim.sweep.local import Task, solve_all
-from sim.sweep.point import check_axes, forget
+from sim.sweep.point import check_axes, check_constraints, forget
 from sim.sweep.space import Space
 from sim.sweep.spec import Spec
 from sim.sweep.store import RESULTS, Store
@@ -48,6 +48,11 @@ def run_sweep(
     """
     space = Space(spec)
     check_space(space)
+    client = None
+    if cluster is not None:
+        from sim.sweep.cluster import connect
+
+        client = connect(cluster)  # before the folder is touched
     store = Store(folder, spec)
     done = store.open(resume, restart)
     counts: Counter[str] = Counter()
@@ -64,12 +69,12 @@ def run_sweep(
             elif number not in done:
                 yield number, keys
 
-    if cluster is None:
+    if client is None:
         rows = solve_all(spec, tasks(), jobs, cache)
     else:
         from sim.sweep.cluster import solve_on_cluster
 
-        rows = solve_on_cluster(spec, tasks(), cluster, cache)
+        rows = solve_on_cluster(spec, tasks(), client, cache)
     finished = len(done)
     try:
         if progress:
@@ -99,3 +104,4 @@ def check_space(space: Space) -> None:
             seen.update(keys)
             check_axes(space.spec, keys)
     check_axes(space.spec, space.spec.set)
+    check_constraints(space.spec)

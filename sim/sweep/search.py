@@ -19,7 +19,7 @@ from sim.sweep.cache import cache_file
 from sim.sweep.front import pareto
 from sim.sweep.local import Workers
 from sim.sweep.objectives import SHORT, goal_value
-from sim.sweep.point import IMPOSSIBLE, OK, Row
+from sim.sweep.point import IMPOSSIBLE, OK, Row, check_column
 from sim.sweep.run import check_space
 from sim.sweep.space import Space
 from sim.sweep.spec import Spec
@@ -67,9 +67,13 @@ def run_search(
     goals = {SHORT.get(name, name): goal for name, goal in (objectives or spec.objectives).items()}
     if not goals:
         raise ConfigError("a search needs objectives, such as --objective time --objective energy")
+    for name in goals:
+        check_column(name, f"objective {name!r}", SHORT)
     space = Space(spec)
     check_space(space)
     folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STUDY).is_file():
+        raise ConfigError("holds no search, so it is not replaced; name a new folder", file=folder)
     make_parent(folder / STUDY)
     about = {"spec": spec.model_dump_json(by_alias=True, exclude_none=True), "objectives": goals}
     study = Study(folder, space, about, goals, sampler, seed, trials)

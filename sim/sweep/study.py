@@ -208,12 +208,15 @@ def _open(
     event.listen(storage.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=NORMAL"))
     storage.engine.dispose()
     known = {summary.study_name: summary for summary in optuna.get_all_study_summaries(storage)}
-    if known and (name not in known or {**known[name].user_attrs} not in ({}, dict(about))):
-        raise ConfigError("holds a search of another spec or other objectives; name a new folder", file=folder)
+    for other, summary in known.items():
+        if summary.n_trials == 0:
+            optuna.delete_study(study_name=other, storage=storage)  # broken off before its first point was told
+        elif other != name or summary.user_attrs != dict(about):
+            raise ConfigError("holds a search of another spec or other objectives; name a new folder", file=folder)
     study = optuna.create_study(
         storage=storage, study_name=name, directions=[_direction(goal) for goal in goals.values()], load_if_exists=True
     )
-    return study, {} if name in known and known[name].user_attrs else dict(about)
+    return study, {} if study.user_attrs else dict(about)
 
 
 def _direction(goal: str) -> str:
