@@ -227,6 +227,24 @@ def test_products_with_weights_may_run_in_memory_too() -> None:
         machine(pim_operators="[fc_decode]")
 
 
+def test_aim_computes_attention_and_products_with_weights() -> None:
+    summary = simulate(load_hardware("aim-gddr6"), workload(batch=2)).summary
+    assert summary["pim"]["operators"] == ["attention", "down", "out_proj", "qkv", "up"]
+    alone = simulate(load_hardware("aim-gddr6", {"pim.operators": "[attention]"}), workload(batch=2)).summary
+    assert summary["memory"]["bytes_read"] < alone["memory"]["bytes_read"] / 4
+
+
+def test_results_leave_units_that_do_not_read_them_out() -> None:
+    """AttAcc's tiles have no read-out; a move brings a burst of 32 bytes from each of two pseudo-channels."""
+    settings = {"memory.channels": 4, "pim.operators": "[attention]", "memory.settings": {}}
+    result = Engine(load_hardware("attacc-like", settings)).run(decode((70,) * 4))  # type: ignore[arg-type]
+    c = result.schedule.memory.commands
+    # A layer of a request: two rows of keys of 4 heads, one of values for each head; every bank has a result.
+    banks, layers = 64, 3
+    read_out = layers * 4 * (2 * 4 + 4) * banks * 2 // 64
+    assert c["READRES"] == read_out
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -132,8 +132,8 @@ def _check_overlap(work: Pass, plans: Mapping[str, BlockPlan]) -> None:
     for name, plan in plans.items():
         if any(not part.lengths for part in plan.parts):
             raise ConfigError(
-                f"is always, but the batch of block {name}, {plan.parts[0].tokens} in all, does not make two parts; use "
-                "never or auto, or a larger batch",
+                f"is always, but the batch of block {name}, {plan.parts[0].tokens} in all, does not make two parts; "
+                "use never or auto, or a larger batch",
                 key="pim.interleave",
             )
 
