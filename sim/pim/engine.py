@@ -53,6 +53,13 @@ class PimRunner:
 
     def run(self, work: Pass) -> PassResult:
         """Simulate one pass. Raises ConfigError where it does not fit or cannot be overlapped as asked."""
+        try:
+            return self._fastest(work)
+        except ConfigError as error:
+            place = error.file or f"pass {work.name} on {self.machine.name}"
+            raise ConfigError(error.message, file=place, key=error.key, line=error.line) from None
+
+    def _fastest(self, work: Pass) -> PassResult:
         if self.pim.interleave is Interleave.ALWAYS:
             return self._run(work, overlap=True)
         one = self._run(work, overlap=False)
