@@ -213,9 +213,9 @@ def _check_attacc(hardware: str, overrides: dict[str, str]) -> None:
 @unit.command()
 def sparse(
     hardware: Annotated[str, typer.Argument(help="A machine with a sparse engine, or a YAML file.")],
-    m: Annotated[int, typer.Argument(metavar="M", help="Rows of activations and result.", min=1)],
-    n: Annotated[int, typer.Argument(metavar="N", help="Columns of weights and result.", min=1)],
-    k: Annotated[int, typer.Argument(metavar="K", help="Length of each dot product.", min=1)],
+    m: Annotated[int, typer.Argument(metavar="M", help="Rows of activations and result.", min=1, max=2**24)],
+    n: Annotated[int, typer.Argument(metavar="N", help="Columns of weights and result.", min=1, max=2**24)],
+    k: Annotated[int, typer.Argument(metavar="K", help="Length of each dot product.", min=1, max=2**24)],
     weights: Annotated[
         str, typer.Option(help="dense, 2:4, random:0.1 (the kept part), block:16x16:0.25, balanced:16, or FILE.npz.")
     ] = "dense",
@@ -261,6 +261,10 @@ def sparse(
     formats = formats_of(precision, activation_format, weight_format)
     if output is not None and not curve:
         raise ConfigError("-o names a folder for --curve, which is not asked for")
+    if curve and (training or produced_as is not None):
+        raise ConfigError(f"--curve and {'--training' if training else '--produced-as'} don't go together")
+    if training and (activations != "dense" or epilogue is not None or produced_as is not None):
+        raise ConfigError("--training takes --weights alone: no --activations, --epilogue or --produced-as")
     if curve:
         result = _curve(hardware, (m, n, k), weights, activations, formats, epilogue, seed, operands, overrides, output)
     else:
@@ -323,4 +327,6 @@ def _shown(key: str, value: object) -> str:
         return engineering(float(value), "B/s")
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
