@@ -107,6 +107,14 @@ def test_dual_and_blocked_differ_by_what_they_issue(unit_pim: Callable[..., dict
 
 
 @pytest.mark.kernels
+def test_attention_in_aim_is_two_products(unit_pim: Callable[..., dict[str, Any]]) -> None:
+    commands = unit_pim("aim-gddr6", 512, 128, "--kernel", "attention", "--heads", 16)["commands"]
+    # A head a channel: 512 keys of 8 steps in 16 banks, 128 dimensions of 32 steps; a read-out a result of all banks.
+    assert commands["MACAB"] == 16 * (512 // 16 * 8 + 128 // 16 * 32)
+    assert commands["RDMAC"] == 16 * (512 // 16 + 128 // 16)
+
+
+@pytest.mark.kernels
 @pytest.mark.parametrize("rows", [1, 33, 64])
 def test_standby_is_that_of_every_channel_until_the_last_row_is_closed(
     unit_pim: Callable[..., dict[str, Any]], rows: int
