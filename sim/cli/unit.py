@@ -174,7 +174,10 @@ def pim(
     from sim.pim.unit import run
 
     overrides: dict[str, str] = settings(set_ or [], ("hw",))["hw"]
+    if heads > 1 and kernel is not PimKernel.attention:
+        raise ConfigError(f"--heads {heads} goes with --kernel attention, not with {kernel.value}, which has no heads")
     if level is not None:
+        _check_attacc(hardware, overrides)
         name = {"bank": "", "bank_group": "-bankgroup", "buffer": "-buffer"}[level.value]
         overrides = {"memory.standard": f"hbm3-attacc{name}", **overrides}
     result = run(
@@ -194,6 +197,17 @@ def pim(
         print_json(result)
         return
     _print_flat(f"{hardware}: {kernel.value} of {rows} x {cols} in memory", result)
+
+
+def _check_attacc(hardware: str, overrides: dict[str, str]) -> None:
+    from sim.kinds import load_hardware
+
+    standard = load_hardware(hardware, overrides).memory.standard
+    if not standard.startswith("hbm3-attacc"):
+        raise ConfigError(
+            f"--level says where the units of AttAcc are, but the memory of {hardware} is {standard}; leave --level "
+            "out, or take a machine with hbm3-attacc, such as attacc-like"
+        )
 
 
 @unit.command()
