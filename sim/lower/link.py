@@ -25,7 +25,7 @@ Ints = NDArray[np.int64]
 
 WORK = tuple(f.name for f in fields(Work))
 """Amounts of work of a task, in the order of `Work`."""
-_amounts = attrgetter(*WORK)
+_WORK_OF = attrgetter(*WORK)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class _Columns:
             setattr(self, name, np.array(getattr(t, name), np.int64))
         for name in ("seg_task", "seg_space", "seg_offset", "seg_bytes"):
             setattr(self, name, np.array(getattr(t, name), np.int64))
-        rows = np.array([_amounts(w) for w in t.work], np.int64).reshape(-1, len(WORK))
+        rows = np.array([*map(_WORK_OF, t.work)], np.int64).reshape(-1, len(WORK))
         self.work = {name: rows[:, i] for i, name in enumerate(WORK)}
 
     unit: Ints
