@@ -111,7 +111,7 @@ def words(line: str) -> list[str]:
     """The arguments of a command line, with what they stand for."""
     found = [GIVEN.get(word, re.sub(r"^DIR/", "results/demo/", word)) for word in shlex.split(line)[1:]]
     if "-o" in found and "DIR" in line:
-        found[found.index("-o") + 1] = "results/out"
+        found[found.index("-o") + 1] = f"results/{found[0]}"
     if found[:2] == ["unit", "pim"]:
         found[2] = "neupims"
     return found

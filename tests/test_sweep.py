@@ -368,6 +368,7 @@ def test_folders_of_others_and_of_other_sweeps_stay(spec_file: Path, tmp_path: P
         assert sentence in refused("sweep", spec_file, "-o", tmp_path / "out")
     assert "another spec" in refused("sweep", spec_file, "-o", tmp_path / "out", "--resume")
     assert "no Dask scheduler" in refused("sweep", spec_file, "-o", tmp_path / "c", "--cluster", "tcp://127.0.0.1:1")
+    assert "is no address" in refused("sweep", spec_file, "-o", tmp_path / "c", "--cluster", "nowhere")
     assert not (tmp_path / "c").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +46,8 @@ def connect(address: str) -> Any:
         import distributed
     except ImportError:
         raise ConfigError("--cluster needs Dask: pip install 'opcycle[cluster]'") from None
+    if not re.fullmatch(r"([a-z]+://)?[^/]+:[0-9]+", address):
+        raise ConfigError(f"--cluster {address!r}: is no address; write it like tcp://host:8786")
     client: Any = distributed.Client
     try:
         return client(address, timeout=CONNECT_S, set_as_default=False)
