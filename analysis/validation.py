@@ -37,7 +37,7 @@ def draw(points: Sequence[Point], title: str, stem: Path) -> list[Path]:
             for i, kind in enumerate(dict.fromkeys(p.kind for p in mine)):
                 of = [p for p in mine if p.kind == kind]
                 axes.plot(
-                    [p.measured for p in of], [p.predicted for p in of], MARKERS[i % len(MARKERS)], label=kind,
+                    [p.measured for p in of], [p.predicted for p in of], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)], label=kind,
                     color=COLOURS[i % len(COLOURS)], markersize=3.2, markeredgewidth=0.7, linestyle="none", zorder=2,
                 )  # fmt: skip
             axes.set_xscale("log")
