@@ -5,8 +5,6 @@ They are drawn from the folder that `opcycle unit dram -o DIR` writes: commands,
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.folder import read_columns, read_summary
 from analysis.style import (
     BLACK,
     BLUE,
@@ -27,6 +26,7 @@ from analysis.style import (
     VERMILION,
     WIDTH_INCHES,
     figure,
+    name_rows,
     scaled,
     shade,
     short,
@@ -92,16 +92,7 @@ class DramResult:
 
     def table(self, name: str) -> dict[str, NDArray[np.float64]]:
         """The columns of `windows`, `banks` or `channels`."""
-        path = self.folder / f"{name}.csv"
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                heads, *rows = csv.reader(file)
-            values = np.array(rows, np.float64).reshape(-1, len(heads))
-        except OSError as error:
-            raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
-        except ValueError as error:
-            raise ConfigError(f"is damaged: {error}", file=path) from None
-        return {head: values[:, i] for i, head in enumerate(heads)}
+        return read_columns(self.folder / f"{name}.csv")
 
     @property
     def title(self) -> str:
@@ -117,17 +108,7 @@ def is_dram_result(folder: str | Path) -> bool:
 
 def read_dram_result(folder: str | Path) -> DramResult:
     """The result in `folder`. Raises ConfigError where there is none, or one of another version."""
-    path = Path(folder) / FILE
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
-    except ValueError as error:
-        raise ConfigError(f"is damaged: {error}", file=path) from None
-    if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
-        said = summary.get("schema") if isinstance(summary, dict) else None
-        raise ConfigError(f"is {said!r}, but this version reads {SCHEMA!r}", file=path, key="schema")
-    return DramResult(Path(folder), summary)
+    return DramResult(Path(folder), read_summary(Path(folder) / FILE, SCHEMA))
 
 
 def activity(result: DramResult) -> Figure:
@@ -210,8 +191,7 @@ def _bank_axis(axes: Axes, g: Geometry, channels: list[int]) -> None:
     count = rows // size
     step = max(1, -(-count // max(int(height / 0.115), 1)))
     at = range(0, count, step)
-    axes.set_yticks([(i + 0.5) * size for i in at], [name(i) for i in at])
-    axes.tick_params(axis="y", length=0)
+    name_rows(axes, [(i + 0.5) * size for i in at], [name(i) for i in at], rows)
     border = g.rank_banks if len(channels) == 1 else g.channel_banks
     for y in range(border, rows, border):
         axes.axhline(y, color=BLACK, lw=0.4)
@@ -220,7 +200,6 @@ def _bank_axis(axes: Axes, g: Geometry, channels: list[int]) -> None:
             axes.axhline(y, color=GREY, lw=0.25, alpha=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(True)
-    axes.set_ylim(rows, 0)
 
 
 def _rank_name(g: Geometry, channels: list[int], row: int) -> str:

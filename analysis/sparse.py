@@ -5,13 +5,12 @@ It is drawn from the folder that `opcycle unit sparse --curve -o DIR` writes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, figure
-from sim.errors import ConfigError
+from analysis.folder import read_summary
+from analysis.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW, figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +21,7 @@ FILE = "sparse.json"
 PARTS = {
     "ideal": ("useful products", SKY),
     "imbalance": ("imbalance", VERMILION),
+    "predictor": ("predictor", YELLOW),
     "unfilled": ("unfilled lanes, fill and drain", ORANGE),
     "bandwidth": ("bandwidth of values", BLUE),
     "metadata": ("metadata", PURPLE),
@@ -37,17 +37,7 @@ def is_sparse_result(folder: str | Path) -> bool:
 
 def read_sparse_result(folder: str | Path) -> dict[str, Any]:
     """The curve in `folder`. Raises ConfigError where there is none, or one of another version."""
-    path = Path(folder) / FILE
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
-    except ValueError as error:
-        raise ConfigError(f"is damaged: {error}", file=path) from None
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        said = data.get("schema") if isinstance(data, dict) else None
-        raise ConfigError(f"is {said!r}, but this version reads {SCHEMA!r}", file=path, key="schema")
-    return data
+    return read_summary(Path(folder) / FILE, SCHEMA)
 
 
 def speedup(data: dict[str, Any]) -> Figure:
@@ -74,22 +64,29 @@ def speedup(data: dict[str, Any]) -> Figure:
         top.legend(loc="upper left")
         bottoms = [0.0] * len(points)
         for name, (text, colour) in PARTS.items():
-            shares = [p[name] / p["cycles"] * 100 for p in points]
+            shares = [p.get(name, 0) / p["cycles"] * 100 for p in points]
             if name != "ideal" and max(shares) < VISIBLE:
                 continue
             bottom.bar(places, shares, bottom=bottoms, color=colour, label=text, width=0.7)
             bottoms = [b + s for b, s in zip(bottoms, shares, strict=True)]
-        bottom.set_xticks(places, [f"{_label(p)}\n{100 * p['sparsity']:.3g} %" for p in points], fontsize=6.5)
+        lines = [_label(p) for p in points]
+        if len(points) > MOST_ON_ONE_LINE:
+            lines = [line.replace(":", "\n", 1) for line in lines]
+            lines = [line if "\n" in line else f"{line}\n" for line in lines]
+        bottom.set_xticks(places, [f"{t}\n{100 * p['sparsity']:.3g} %" for t, p in zip(lines, points, strict=True)],
+                          fontsize=6.5)  # fmt: skip
         bottom.set_xlabel("pattern, and products that it leaves out")
         bottom.set_ylabel("share of the time (%)")
         bottom.set_ylim(0, 100)
-        bottom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=3)
+        bottom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.4), ncols=4)
         drawn.tight_layout()
     return drawn
 
 
 VISIBLE = 0.05
 """Per cent of the time from which a part is drawn."""
+MOST_ON_ONE_LINE = 8
+"""Points whose patterns fit side by side without a break."""
 
 
 def _label(point: dict[str, Any]) -> str:

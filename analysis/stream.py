@@ -5,8 +5,6 @@ They are drawn from the folder that `opcycle unit stream -o DIR` writes.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.style import BLACK, BLUE, GREY, SKY, VERMILION, WIDTH_INCHES, figure, ink_on, shade
-from sim.errors import ConfigError
+from analysis.folder import read_columns, read_summary
+from analysis.style import BLACK, BLUE, GREY, SKY, VERMILION, WIDTH_INCHES, figure, ink_on, name_rows, shade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +25,9 @@ SCHEMA = "opcycle/stream-result/1"
 FILE = "stream.json"
 MOST_CHANNELS = 40
 """Channels that the picture over time has rows for; the fullest are shown."""
+
+MOST_LETTERS = 11
+"""Letters that a line in a node's box holds at full size."""
 
 Spot = tuple[float, float]
 
@@ -40,16 +41,8 @@ class StreamResult:
 
     def occupancy(self) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
         """(end of each stretch of time in cycles, tokens in flight by channel). Raises ConfigError."""
-        path = self.folder / "occupancy.csv"
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                heads, *rows = csv.reader(file)
-            values = np.array(rows, np.float64).reshape(-1, len(heads))
-        except OSError as error:
-            raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
-        except ValueError as error:
-            raise ConfigError(f"is damaged: {error}", file=path) from None
-        return values[:, 0], {head: values[:, i] for i, head in enumerate(heads) if i}
+        columns = read_columns(self.folder / "occupancy.csv")
+        return next(iter(columns.values())), {name: columns[name] for name in list(columns)[1:]}
 
     @property
     def title(self) -> str:
@@ -66,17 +59,7 @@ def is_stream_result(folder: str | Path) -> bool:
 
 def read_stream_result(folder: str | Path) -> StreamResult:
     """The result in `folder`. Raises ConfigError where there is none, or one of another version."""
-    path = Path(folder) / FILE
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
-    except ValueError as error:
-        raise ConfigError(f"is damaged: {error}", file=path) from None
-    if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
-        said = summary.get("schema") if isinstance(summary, dict) else None
-        raise ConfigError(f"is {said!r}, but this version reads {SCHEMA!r}", file=path, key="schema")
-    return StreamResult(Path(folder), summary)
+    return StreamResult(Path(folder), read_summary(Path(folder) / FILE, SCHEMA))
 
 
 def layers(nodes: list[str], channels: list[dict[str, Any]]) -> list[list[str]]:
@@ -130,7 +113,8 @@ def passing(channel: str, column: int) -> str:
 
 
 def graph(result: StreamResult) -> Figure:
-    """Nodes as boxes and channels as arrows, the darker the fuller on average; the critical loop or deadlock in red."""
+    """Nodes as boxes and channels as arrows, the darker the fuller on average; the critical loop or deadlock stands
+    out in colour."""
     s = result.summary
     columns = layers([node["node"] for node in s["nodes"]], s["channels"])
     tall = max(len(column) for column in columns)
@@ -150,12 +134,19 @@ def graph(result: StreamResult) -> Figure:
         _arrows(axes, s, spots, wide, red_channels, size)
         for node in s["nodes"]:
             _box(axes, node, spots[node["node"]], wide, node["node"] in red_nodes, size)
-        drawn.text(0.012, 1 - 0.2 / height, result.title, fontsize=9)
+        drawn.text(0.012, 1 - 0.2 / height, _cut(result.title, 105), fontsize=9)
         note = (s.get("explanation") or s.get("critical") or {}).get("sentence", "")
-        what = "deadlock: " if s["deadlock"] else "critical loop (red): "
+        what = "deadlock: " if s["deadlock"] else "critical loop: "
         if note:
             drawn.text(0.012, 1 - 0.4 / height, _cut(what + note, 150), fontsize=6.5, color=VERMILION)
+        drawn.text(0.988, 0.09 / height, KEY, fontsize=5.5, ha="right")
     return drawn
+
+
+KEY = (
+    "II: cycles between firings, L: latency; nodes: the darker, the busier; "
+    "channels: most tokens in flight / capacity, the darker, the fuller"
+)
 
 
 def _critical(s: dict[str, Any]) -> tuple[set[str], set[str]]:
@@ -181,7 +172,8 @@ def _box(axes: Axes, node: dict[str, Any], spot: Spot, wide: float, red: bool, s
     ink = ink_on(colour)
     axes.text(x, y - 0.1, _cut(node["node"], 14), ha="center", va="center", fontsize=size + 0.8, color=ink, zorder=4)
     under = f"{node['kind'].replace('_', ' ')}\nII {node['ii']}, L {node['latency']}"
-    axes.text(x, y + 0.11, under, ha="center", va="center", fontsize=size - 1, color=ink, zorder=4, linespacing=1.0)
+    small = (size - 1) * min(1.0, MOST_LETTERS / max(map(len, under.splitlines())))
+    axes.text(x, y + 0.11, under, ha="center", va="center", fontsize=small, color=ink, zorder=4, linespacing=1.0)
 
 
 def _arrows(axes: Axes, s: dict[str, Any], spots: dict[str, Spot], wide: float, red: set[str], size: float) -> None:
@@ -216,9 +208,12 @@ def _arrows(axes: Axes, s: dict[str, Any], spots: dict[str, Spot], wide: float, 
             text = f"{_cut(channel['channel'], 14)} {channel['peak']:,}/{_capacity(channel['capacity'])}"
             middle = len(points) // 2
             (xa, ya), (xb, yb) = points[middle - 1], points[middle]
+            # Names of parallel channels that climb would cover each other halfway.
+            along = 0.5 + (i - (len(together) - 1) / 2) * (0.36 if abs(yb - ya) > 0.4 else 0.0)
             axes.text(
-                (xa + xb) / 2, (ya + yb) / 2, text, ha="center", va="center", fontsize=size - 1.2, zorder=5,
-                color=VERMILION if hot else BLACK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+                xa + along * (xb - xa), ya + along * (yb - ya), text, ha="center", va="center", fontsize=size - 1.2,
+                zorder=5, color=VERMILION if hot else BLACK,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
             )  # fmt: skip
 
 
@@ -251,12 +246,11 @@ def occupancy(result: StreamResult) -> Figure:
             axes.axhline(i + 0.95, color=GREY, lw=0.3)
             text = f"{channel['peak']:,} of {_capacity(channel['capacity'])}"
             axes.text(1.008, i + 0.6, text, transform=axes.get_yaxis_transform(), fontsize=6.5, va="center")
-        axes.set_yticks(np.arange(len(channels)) + 0.6, [_cut(c["channel"], 18) for c in channels])
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(channels), 0)
+        places = [i + 0.6 for i in range(len(channels))]
+        name_rows(axes, places, [_cut(c["channel"], 18) for c in channels], len(channels))
         axes.set_xlim(0, edges[-1] or 1)
-        axes.set_xlabel("cycle", labelpad=1)
-        axes.set_title(f"Tokens in flight, {result.title}", loc="left", fontsize=8)
+        axes.set_xlabel("cycle (right: most tokens in flight, of the capacity)", labelpad=1)
+        axes.set_title(_cut(f"Tokens in flight, {result.title}", 95), loc="left", fontsize=8)
     return drawn
 
 

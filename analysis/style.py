@@ -5,12 +5,13 @@ Figures are built with the object interface on the Agg canvas: nothing global is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH_INCHES = 7.0
@@ -95,6 +96,13 @@ def save(drawn: Figure, path: Path) -> None:
     }[path.suffix]
     with matplotlib.rc_context(_RC):
         drawn.savefig(path, dpi=DPI, metadata=metadata)
+
+
+def name_rows(axes: Axes, places: Sequence[float], names: Sequence[str], rows: int) -> None:
+    """A vertical axis of `rows` rows from the top down, with names at `places` and no ticks."""
+    axes.set_yticks(places, names)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(rows, 0)
 
 
 def role_colours(roles: Iterable[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.compare import Row, column_names
-from analysis.style import BLUE, GREEN, ORANGE, SKY, VERMILION, figure
+from analysis.style import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, figure
 from analysis.tables import read_result
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def systems_figure(rows: Sequence[Row]) -> Figure:
     with figure(1.5 + 0.42 * len(rows)) as drawn:
         left, right = drawn.subplots(1, 2, sharey=True)
         speeds = [float(row["speedup"] or 0) for row in rows]
-        left.barh(places, speeds, height=0.62, color=BLUE)
+        left.barh(places, speeds, height=0.62, color=GREY)
         for place, (speed, row) in enumerate(zip(speeds, rows, strict=True)):
             step_ms = float(row["time_per_step_s"] or 0) * 1e3
             left.text(speed, place, f" {speed:.2f}x, {step_ms:.3g} ms", va="center", fontsize=7.5)

@@ -6,13 +6,13 @@ Figures read through this module, so that a picture can be drawn again from its 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.folder import check_schema, read_json
 from sim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ class Result:
     @cached_property
     def events(self) -> list[Row]:
         """Events of timeline.json, in the order of the file."""
-        trace = _read_json(self.folder / "timeline.json")
-        _check(trace.get("otherData", {}).get("schema"), TIMELINE_SCHEMA, self.folder / "timeline.json")
+        trace = read_json(self.folder / "timeline.json")
+        check_schema(trace.get("otherData", {}).get("schema"), TIMELINE_SCHEMA, self.folder / "timeline.json")
         events: list[Row] = trace["traceEvents"]
         return events
 
@@ -79,8 +79,8 @@ def read_result(folder: str | Path) -> Result:
     path = Path(folder)
     if not (path / "summary.json").is_file():
         raise ConfigError("holds no result (there is no summary.json)", file=path)
-    summary = _read_json(path / "summary.json")
-    _check(summary.get("schema"), SUMMARY_SCHEMA, path / "summary.json")
+    summary = read_json(path / "summary.json")
+    check_schema(summary.get("schema"), SUMMARY_SCHEMA, path / "summary.json")
     missing = [name for name in FILES if not (path / name).is_file()]
     if missing:
         raise ConfigError(f"result is incomplete: {missing[0]} is missing; simulate it again", file=path)
@@ -127,20 +127,3 @@ def _cell(name: str, text: str) -> str | float | None:
     if name in _TEXT or name.startswith("decision_"):
         return text
     return float(text) if text else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from None
-    except ValueError as error:
-        raise ConfigError(f"is damaged: {error}", file=path) from None
-    if not isinstance(found, dict):
-        raise ConfigError("is damaged: a JSON object is wanted", file=path)
-    return found
-
-
-def _check(version: object, wanted: str, path: Path) -> None:
-    if version != wanted:
-        raise ConfigError(f"is {version!r}, but this version reads {wanted!r}", file=path, key="schema")

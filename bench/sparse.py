@@ -74,6 +74,7 @@ def accuracy() -> list[tuple[str, str, str]]:
             "sparse.ports": run["dn_bw"],
             "sparse.lines": run["rn_bw"],
             "sparse.stationary": "activations" if run["dataflow"] == "MK_STA_KN_STR" else "weights",
+            "sparse.order": "packed" if run["extra"] == "optimize=1" else "given",
         }
         cost = cost_of(case(load_hardware("sigma-like", settings), m, n, k, right, left))
         errors.append(cost.parts["array"] / cycles - 1)

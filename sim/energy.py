@@ -21,6 +21,7 @@ from sim.energy_row import COMPONENTS, EnergyRow
 from sim.energy_tables import EnergyTable, load_table, mac_cost, source_text
 from sim.joins import advances_ps, spans_ps, work_by_operator
 from sim.passes import MemoryCounts, PassResult, sum_counts
+from sim.pim.energy import PIM_ROWS
 from sim.tiers import tier_document
 
 if TYPE_CHECKING:
@@ -285,8 +286,9 @@ def operator_energy_j(
 ) -> list[dict[str, NDArray[np.float64]]]:
     """Energy of each operator with all repeats of its pass: for each pass {component: float64[operators]}, in joules.
 
-    On-chip events are the operator's own. What belongs to no single operator is shared out: the DRAM's energy by DRAM
-    bytes (by advances where nothing was moved), leakage by advances, the time that each operator added to the run.
+    On-chip events are the operator's own. What belongs to no single operator is shared out: the commands of units in
+    the memory by the products done there, the DRAM's other energy by DRAM bytes (by advances where nothing was moved),
+    leakage by advances, the time that each operator added to the run.
     `rows` are those of `energy_rows`; shares sum to them.
     """
     rates = on_chip_rates(machine, mac_energy)
@@ -295,7 +297,10 @@ def operator_energy_j(
     advances = [p.repeat * advances_ps(spans_ps(p.tasks.op, p.schedule, len(p.ops))[1]) for p in passes]
     moved = [p.repeat * (w["dram_read_bytes"] + w["dram_write_bytes"]) for p, w in zip(passes, work, strict=True)]
     total = {c: math.fsum(row.energy_j for row in rows if row.component == c) for c in ("dram", "leakage")}
+    pim_j = math.fsum(row.energy_j for row in rows if row.component == "dram" and row.subcomponent in PIM_ROWS)
+    in_memory = [p.repeat * w["pim_macs"] for p, w in zip(passes, work, strict=True)]
     dram = _shares(moved if any(m.any() for m in moved) else advances)
+    pim = _shares(in_memory) if any(m.any() for m in in_memory) else dram
     leakage = _shares(advances)
     parts = []
     for i, (result, sums) in enumerate(zip(passes, work, strict=True)):
@@ -307,7 +312,7 @@ def operator_energy_j(
             "accumulator": once * sums["accumulator_bytes"] * table.accumulator.energy_per_byte,
             "scratchpad": once * (reads * rates.sram_read_pj_per_byte + writes * rates.sram_write_pj_per_byte),
             "wire": once * (reads + writes) * rates.wire_pj_per_byte,
-            "dram": total["dram"] * dram[i],
+            "dram": (total["dram"] - pim_j) * dram[i] + pim_j * pim[i],
             "link": once * _link_pj(machine, result),
             "leakage": total["leakage"] * leakage[i],
         }

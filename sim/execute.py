@@ -74,7 +74,9 @@ def _counts(
         times += np.array(standby(t, state, c, tick), np.int64) * linked.weight[c]
     counts = linked.weight @ state.count
     picoseconds = [int(n) * period.numerator // period.denominator for n in times]
-    busy = [int(n) * period.numerator // period.denominator for n in state.count[:, at.BUSY]]
+    # A channel whose pseudo-channels have data buses of their own is as busy as these are on average.
+    share = period / memory.organisation.pseudo_channels
+    busy = [int(n) * share.numerator // share.denominator for n in state.count[:, at.BUSY]]
     commands = {name: int(counts[row]) for name, row in COMMANDS.items() if counts[row]}
     in_memory: tuple[int, ...] = ()
     if memory.pim is not None:

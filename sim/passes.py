@@ -104,10 +104,11 @@ class MemoryCounts:
 
     `commands` counts by command name (ACT, RD, WR, REFab ...); `standby_ps` holds picoseconds in the states `active`
     (any bank of the rank open), `precharged` (all closed) and `refresh`, summed over channels x ranks;
-    `channel_busy_ps` is the time each real channel's data bus carried data, one entry a channel. `bytes_forwarded` are
-    reads answered from the write queue, `bytes_merged` writes that replaced one still waiting there: whole bursts that
-    needed no DRAM command and are in neither `bytes_read` nor `bytes_written`. `pim_busy_ps` is the time in which the
-    units in each real channel had work under way, one entry a channel of a memory that has such units.
+    `channel_busy_ps` is the time each real channel's data bus (its pseudo-channels' buses on average) carried data, one
+    entry a channel. `bytes_forwarded` are reads answered from the write queue, `bytes_merged` writes that replaced one
+    still waiting there: whole bursts that needed no DRAM command and are in neither `bytes_read` nor `bytes_written`.
+    `pim_busy_ps` is the time in which the units in each real channel had work under way, one entry a channel of a
+    memory that has such units.
     """
 
     commands: dict[str, int]

@@ -60,7 +60,7 @@ def test_every_value_is_collected_once_and_written_once(heads: int, length: int)
 
 
 def test_a_head_wider_than_a_row_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a head of 576 elements does not fit in a row of 512"):
+    with pytest.raises(ConfigError, match="a head of 576 elements does not fit in the 512 of a bank"):
         KvLayout(32, 512, 1, 576, 512)
 
 

@@ -72,25 +72,52 @@ def test_savings_change_nothing(interleave: str, lengths: tuple[int, ...]) -> No
     assert sum(results[0].schedule.memory.pim_busy_ps) > 0
 
 
-@pytest.mark.parametrize("name", ["neupims", "neupims-blocked"])
-@pytest.mark.parametrize("interleave", ["never", "always"])
-def test_no_command_breaks_a_rule(name: str, interleave: str) -> None:
-    if (name, interleave) == ("neupims-blocked", "always"):
-        name = "neupims-artifact"
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("neupims", {"pim.interleave": "never"}),
+        ("neupims", {"pim.interleave": "always"}),
+        ("neupims-blocked", {}),
+        ("neupims-artifact", {"pim.interleave": "always"}),
+        ("aim-gddr6", {}),
+        ("attacc-like", {"pim.operators": "[attention]"}),
+    ],
+)
+def test_no_command_breaks_a_rule(name: str, settings: dict[str, str]) -> None:
     states = []
 
     def logging(*arguments: Any, **keys: Any) -> Any:
         states.append(new_state(*arguments, **keys, log=60_000))
         return states[-1]
 
+    asked = load_hardware(name, {**SMALL, **settings})
+    assert isinstance(asked, Hardware)
     with mock.patch.object(sim.execute, "new_state", logging):
-        result = run(decode(layers=2), name, pim_interleave=interleave)
+        result = Engine(asked).run(decode(layers=2))
     logs = [s.log[c, : s.scalar[c, LOGGED]] for s in states for c in range(len(s.log))]
-    memory = machine(name, pim_interleave=interleave).dram
+    memory = asked.dram
     assert max(map(len, logs)) < 60_000
     assert sum(map(len, logs)) > 1000
     assert [check_pim_log(memory, log).count for log in logs] == [0] * len(logs)
     assert result.schedule.memory.commands["G_ACT"] > 0
+
+
+def test_operators_in_memory_carry_the_energy_of_its_units() -> None:
+    report = simulate(load_hardware("neupims", {"pim.interleave": "never"}), workload())
+    rows = report.energy[report.energy["component"] == "dram"].set_index("subcomponent")["energy_j"]
+    own = rows[[name for name in rows.index if name.startswith("pim ")]].sum()
+    table = report.operators.set_index("operator")
+    share = table["dram_bytes"] / table["dram_bytes"].sum()
+    alone = table["energy_dram_j"] - share * (rows.sum() - own)
+    assert alone["attention"] == pytest.approx(own)
+    assert alone.drop("attention").abs().max() < 1e-9 * own
+
+
+def test_a_bus_carries_data_for_as_long_as_its_bytes_take() -> None:
+    """AttAcc's channels have two pseudo-channels with a data bus each."""
+    summary = simulate(load_hardware("attacc-like"), workload()).summary
+    assert summary["utilization"]["memory"] == pytest.approx(summary["memory_bandwidth_utilization"], rel=1e-3)
+    assert summary["utilization"]["memory"] > 0.01
 
 
 def workload(**keys: Any) -> Any:
@@ -209,6 +236,24 @@ def test_products_with_weights_may_run_in_memory_too() -> None:
         machine(pim_operators="[fc_decode]")
 
 
+def test_aim_computes_attention_and_products_with_weights() -> None:
+    summary = simulate(load_hardware("aim-gddr6"), workload(batch=2)).summary
+    assert summary["pim"]["operators"] == ["attention", "down", "out_proj", "qkv", "up"]
+    alone = simulate(load_hardware("aim-gddr6", {"pim.operators": "[attention]"}), workload(batch=2)).summary
+    assert summary["memory"]["bytes_read"] < alone["memory"]["bytes_read"] / 4
+
+
+def test_results_leave_units_that_do_not_read_them_out() -> None:
+    """AttAcc's tiles have no read-out; a move brings a burst of 32 bytes from each of two pseudo-channels."""
+    settings = {"memory.channels": 4, "pim.operators": "[attention]", "memory.settings": {}}
+    result = Engine(load_hardware("attacc-like", settings)).run(decode((70,) * 4))  # type: ignore[arg-type]
+    c = result.schedule.memory.commands
+    # A layer of a request: two rows of keys of 4 heads, one of values for each head; every bank has a result.
+    banks, layers = 64, 3
+    read_out = layers * 4 * (2 * 4 + 4) * banks * 2 // 64
+    assert c["READRES"] == read_out
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -227,12 +272,12 @@ def test_passes_that_do_not_fit() -> None:
     small = load_hardware("neupims", {**SMALL, "pim.interleave": "never", **rows})
     with pytest.raises(ConfigError, match=r"memory.channels: the KV cache of 8 requests needs \d+ rows"):
         Engine(small).run(decode((2000,) * 8, layers=8))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="pim.interleave: is always, but the 1 requests of block layers"):
+    with pytest.raises(ConfigError, match="pim.interleave: is always, but the batch of block layers, 1 in all"):
         run(decode((64,)), pim_interleave="always")
     with pytest.raises(ConfigError, match="has no attention that runs in memory to overlap with"):
         run(prefill_passes(Builder(model()), (40, 40))[0], pim_interleave="always")
     wide = decode(attention={"heads": 1, "kv_heads": 1, "head_dim": 1024})
-    with pytest.raises(ConfigError, match="a head of 1024 elements does not fit in a row of 512"):
+    with pytest.raises(ConfigError, match="a head of 1024 elements does not fit in the 512 of a bank"):
         run(wide)
 
 

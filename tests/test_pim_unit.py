@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from sim.dram_energy import dram_energies, dram_rows
+from sim.errors import ConfigError
+from sim.kernels import pim_tables as at
 from sim.passes import MemoryCounts
+from sim.pim.shapes import Kernel, check_rows, jobs_of
 from sim.standards import load_memory
 
 
@@ -103,9 +106,52 @@ def test_dual_and_blocked_differ_by_what_they_issue(unit_pim: Callable[..., dict
     assert "READRES" not in dual["commands"]
 
 
+@pytest.mark.kernels
+def test_attention_in_aim_is_two_products(unit_pim: Callable[..., dict[str, Any]]) -> None:
+    commands = unit_pim("aim-gddr6", 512, 128, "--kernel", "attention", "--heads", 16)["commands"]
+    # A head a channel: 512 keys of 8 steps in 16 banks, 128 dimensions of 32 steps; a read-out a result of all banks.
+    assert commands["MACAB"] == 16 * (512 // 16 * 8 + 128 // 16 * 32)
+    assert commands["RDMAC"] == 16 * (512 // 16 + 128 // 16)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("rows", [1, 33, 64])
+def test_standby_is_that_of_every_channel_until_the_last_row_is_closed(
+    unit_pim: Callable[..., dict[str, Any]], rows: int
+) -> None:
+    result = unit_pim("npu-hbm2", rows, 64, *NEUPIMS)
+    spent = {name: pj for name, pj in result["energy_pj"].items() if name.startswith("standby")}
+    assert min(spent.values()) > 0
+    # pJ of a rank and clock while active and while closed; 32 channels of two ranks, no refresh in so short a time.
+    ticks = spent.pop("standby active") / 66 + spent.pop("standby precharged") / 48
+    assert not spent
+    clocks = ticks / (32 * 2)
+    assert result["cycles"] <= clocks <= result["cycles"] + 60  # the rows of the last tile are closed one by one
+
+
+@pytest.mark.kernels
+def test_operands_of_elementwise_kernels_have_rows_of_their_own() -> None:
+    memory = load_memory("hbm-pim")
+    kernel = memory.pim.kernel_number("add") if memory.pim else -1
+    (jobs,) = jobs_of(memory, 1, Kernel.ADD, 4 * 128 * 1024, 300 * 4, 1, 1)
+    mine = jobs[jobs[:, at.KERNEL] == kernel]
+    used = [
+        int(row) + n + offset
+        for row, tiles in mine[:, [at.ROW, at.TILES]]
+        for n in range(tiles)
+        for offset in (0, 128, 256)
+    ]
+    assert len(used) == len(set(used)) >= 3 * 300
+    # The register rows begin at 4096: 1365 rows of each operand fit below, in stretches of 128.
+    with pytest.raises(ConfigError, match="has 4096 rows a bank below those that its commands reserve"):
+        check_rows(memory, jobs_of(memory, 1, Kernel.ADD, 128 * 16 * 64, 1400, 1, 1)[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("neupims", "--rows", 64, "--cols", 64, "--level", "bank"), "the memory of neupims is hbm2-neupims-pim"),
+        (("neupims", "--rows", 64, "--cols", 64, "--heads", 2), "--heads 2 goes with --kernel attention"),
         (
             ("npu-hbm2", "--rows", 64, "--cols", 64),
             "has no units that compute in memory; its file has no `pim` section",

@@ -141,28 +141,30 @@ def test_compressing_the_activations_too_gives_the_bandwidth_back(m, published):
     assert ratio_to_dense(machine, m, True) == pytest.approx(published, rel=0.05)
 
 
-def dual_ratio(a, b, size=512):
-    machine = load_hardware("dstc-like")
+def dual_ratio(a, b, size=512, **settings):
+    machine = load_hardware("dstc-like", settings)
     patterns = [Pattern("random", d) if d < 1 else DENSE for d in (b, a)]
     return matmul_cost(machine, size, size, size, *patterns).cycles / matmul_cost(machine, size, size, size).cycles
 
 
-# Sparseloop's own model of DSTC (fig. 13 of its artifact), normalised to dense.
+# Sparseloop's own model of DSTC (fig. 13 of its artifact), normalised to dense; it takes no time to find positions.
 @pytest.mark.parametrize(
     ("a", "b", "modelled"),
     [(0.9, 1, 0.90), (0.7, 1, 0.72), (0.5, 1, 0.54), (0.3, 1, 0.36), (0.9, 0.4, 0.48), (0.7, 0.4, 0.38),
      (0.5, 0.4, 0.29)],
 )  # fmt: skip
 def test_the_dual_sided_curve_is_sparseloops(a, b, modelled):
-    assert dual_ratio(a, b) == pytest.approx(modelled, rel=0.05)
+    assert dual_ratio(a, b, **{"sparse.position_cycles": 0}) == pytest.approx(modelled, rel=0.05)
 
 
-# What was measured on DSTC; at low densities its fixed costs are not part of the description.
+# Times that Sparseloop's artifact reads off figure 21 of the DSTC paper; 4600 for dense operands.
 @pytest.mark.parametrize(
-    ("a", "b", "measured"), [(0.9, 1, 0.905), (0.7, 1, 0.717), (0.9, 0.4, 0.50), (0.7, 0.4, 0.396)]
-)
-def test_the_dual_sided_curve_is_near_the_measured_one_where_density_is_high(a, b, measured):
-    assert dual_ratio(a, b) == pytest.approx(measured, rel=0.05)
+    ("a", "b", "measured"),
+    [(0.9, 1, 4163), (0.7, 1, 3300), (0.5, 1, 2690), (0.3, 1, 1930), (1, 0.4, 2500), (0.9, 0.4, 2300),
+     (0.7, 0.4, 1820), (0.5, 0.4, 1480), (0.3, 0.4, 1100)],
+)  # fmt: skip
+def test_the_dual_sided_curve_is_near_the_measured_one(a, b, measured):
+    assert dual_ratio(a, b) == pytest.approx(measured / 4600, rel=0.065)
 
 
 def test_dual_steps_by_hand_and_in_the_mean():
@@ -171,7 +173,7 @@ def test_dual_steps_by_hand_and_in_the_mean():
     a[:9], b[0, :16] = True, True
     cost = matmul_cost(machine, 32, 32, 1, b, a)
     assert cost.detail["steps"] == 2 * 1  # nine entries are two units of eight, sixteen one of sixteen
-    assert cost.parts["array"] == 2
+    assert cost.parts["array"] == 2 + 1  # and a quarter of a cycle, rounded up for the tile, to find them
     assert cost.effective_macs == 144
     drawn = counts.quanta_rows(mask(Pattern("random", 0.3), (512, 400)), 32, 8)
     assert drawn.mean() == pytest.approx(mean_steps(32, 8, 0.3), rel=0.01)

@@ -39,6 +39,7 @@ ffn: {hidden: 1024, activation: relu}
 norm: {kind: rmsnorm}
 """
 LINEAR = ("qkv", "out_proj", "up", "down")
+W2A8KV4 = "llama2-7b-w2a8kv4-decode"
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_equal_operators_stay_shared():
 
 
 def test_the_scenario_of_accllm():
-    trace = load_workload("accllm").trace()
+    trace = load_workload(W2A8KV4).trace()
     found = {name: (t.format, t.sparsity is not None) for name, t in weights(trace).items()}
     assert found == {
         "qkv": ("int2", True), "out_proj": ("int2", True), "gate_up": ("int2", True), "down": ("int2", True),
@@ -185,7 +186,7 @@ def test_what_a_tensor_takes_by_hand():
 
 
 def test_metadata_eats_all_that_two_bit_weights_save():
-    summary = simulate(load_hardware("accllm-u280"), load_workload("accllm", {"context": "128"})).summary
+    summary = simulate(load_hardware("accllm-u280"), load_workload(W2A8KV4, {"context": "128"})).summary
     assert summary["overheads"]["metadata_bytes"] == summary["overheads"]["left_out_bytes"] > 0
 
 
@@ -347,8 +348,8 @@ def test_stored_weights_count_for_the_capacity():
     [
         ("s4-antoum", "bert-large", "sparsity=1:64", "qkv .*one value in 64, but s4-antoum supports up to one in 32"),
         ("s4-antoum", "bert-large", "sparsity=9:8", "sparsity: .*keeps 9 of 8"),
-        ("accllm-u280", "accllm", "sparsity=1:4", "qkv .*1:4 has no unit on this machine.*allowed: dense, 2:4"),
-        ("accllm-u280", "accllm", "sparsity=random:0.5", "take N:M weights, not random:0.5; allowed: dense, 2:4"),
+        ("accllm-u280", W2A8KV4, "sparsity=1:4", "qkv .*1:4 has no unit on this machine.*allowed: dense, 2:4"),
+        ("accllm-u280", W2A8KV4, "sparsity=random:0.5", "take N:M weights, not random:0.5; allowed: dense, 2:4"),
         ("s4-antoum", "bert-large", "formats=W4A4KV4", "int4 is asked for.*units for int8, bf16, fp16 only"),
     ],
 )

@@ -67,6 +67,11 @@ def test_training_steps(opcycle):
         (("sigma-like", 8, 8, 8, "--operands", "hbm"), "unknown place 'hbm'; allowed: dram, scratchpad"),
         (("sigma-like", 8, 8, 8, "--epilogue", "glu"), "unknown function 'glu'"),
         (("sigma-like", 8, 8, 8, "-o", "x"), "-o names a folder for --curve"),
+        (("sigma-like", 8, 8, 8, "--produced-as", "bitmab"), "unknown storage format 'bitmab', nearest is 'bitmap'"),
+        (("sat-vcu1525", 8, 8, 8, "--training", "--curve"), "--curve and --training don't go together"),
+        (("sat-vcu1525", 8, 8, 8, "--training", "--activations", "2:4"), "--training takes --weights alone"),
+        (("sigma-like", 8, 8, 2**24 + 1), "K: is 16777217, but must be at most 16777216"),
+        (("edge-intersect", 2**24, 2**24, 2**24), "are more products than can be counted"),
         (("sigma-like", 8, 8, 8, "--set", "hw.sparse.ports=512"), "ports is 512, but must be at most the 256"),
         (("sigma-like", 8, 8, 8, "--set", "hw.sparse.port=8"), "unknown key 'port' in sparse"),
         (("sigma-like", 8, 8, 8, "--set", "hw.sparse.engine=flexibel"), "nearest is 'flexible'"),
@@ -82,10 +87,15 @@ def test_a_mask_of_the_wrong_shape_is_refused(refused, tmp_path):
     assert "has shape 8 x 4, but must be 4 x 8; the transposed one has the right shape" in said
 
 
+def test_a_mask_of_no_numbers_is_refused(refused, tmp_path):
+    np.save(tmp_path / "m.npy", np.array([[1.0, np.nan], [0.0, 1.0]]))
+    assert "no numbers (NaN)" in refused("unit", "sparse", "sigma-like", 2, 2, 2, "--weights", tmp_path / "m.npy")
+
+
 @pytest.mark.parametrize(
     ("machine", "options"),
     [("tensorcore-flexible", ()), ("s4-antoum", ("--operands", "dram", "--epilogue", "gelu")),
-     ("edge-gustavson", ("--activations", "random:0.5"))],
+     ("edge-gustavson", ("--activations", "random:0.5")), ("edge-gather", ())],
 )  # fmt: skip
 def test_a_curve_is_drawn_and_its_parts_add_up(opcycle, tmp_path, machine, options):
     folder = tmp_path / "curve"
@@ -97,10 +107,12 @@ def test_a_curve_is_drawn_and_its_parts_add_up(opcycle, tmp_path, machine, optio
     assert data["points"][0]["weights"] == "dense"
     assert (data["points"][0]["speedup"] == 1) == ("--activations" not in options)
     for point in data["points"]:
-        parts = [point[name] for name in ("ideal", "imbalance", "unfilled", "bandwidth", "metadata", "vector")]
+        names = ("ideal", "predictor", "imbalance", "unfilled", "bandwidth", "metadata", "vector")
+        parts = [point[name] for name in names]
         assert min(parts) >= 0
         assert sum(parts) == point["cycles"]
         assert point["speedup"] <= point["ideal_speedup"] * 1.001
+        assert (point["predictor"] > 0) == point["activations"].startswith("topk")
     with (folder / "points.csv").open(newline="") as file:
         assert [row["cycles"] for row in csv.DictReader(file)] == [str(p["cycles"]) for p in data["points"]]
     picture = (folder / "speedup.png").read_bytes()

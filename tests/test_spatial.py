@@ -53,6 +53,7 @@ SMALL: dict[str, Any] = {
     "memory.channels": 32,
     "mapping.blocks": 16,
     "mapping.key_tile": 32,
+    "mapping.sections": "fewest",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole": {},

@@ -208,6 +208,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
             f"{engineering(summary['flops'], 'FLOP')} at {engineering(roof['achieved_flops_per_s'], 'FLOP/s')}",
         ),
         ("DRAM traffic", binary_size(summary["dram_bytes"])),
+        ("in memory", _in_memory(summary.get("pim"))),
         ("zeros", _zeros(summary["sparsity"])),
         ("roofline", f"{roof['intensity_flop_per_byte'] or 0:.3g} FLOP/B, {roof['bound']} bound"),
         ("busiest unit", f"{most} {summary['utilization'][most]:.0%}" if most else "-"),
@@ -216,6 +217,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
     ]
     rows = [row for row in rows if row[1] != "-"]
     print_table(f"{summary['workload']} on {summary['hardware']}", ["", "value"], rows)
+
+
+def _in_memory(found: dict[str, Any] | None) -> str:
+    """Which operators units in the memory computed, and how far these were used."""
+    if found is None:
+        return "-"
+    if not found["operators"]:
+        return "nothing; decision_unit in the table of operators says why"
+    turns = ", two halves of the batch in turn" if found["interleaved"] else ""
+    used = f"units busy {found['utilization']:.1%}, {found['mac_utilization']:.1%} of their peak"
+    return f"{', '.join(found['operators'])}; {used}{turns}"
 
 
 def _zeros(found: dict[str, Any] | None) -> str:

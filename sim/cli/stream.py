@@ -72,8 +72,10 @@ def stream(
     from sim.cli.settings import settings
     from sim.stream.unit import Job, run_attention, run_file
 
-    if (graph is None) == (attention is None):
-        raise ConfigError("unit stream: needs either a GRAPH or --attention")
+    if graph is None and attention is None:
+        raise ConfigError("unit stream: needs a GRAPH or --attention")
+    if graph is not None and attention is not None:
+        raise ConfigError(f"unit stream: takes GRAPH ({graph}) or --attention ({attention.value}), not both")
     job = Job(
         size=None if size is None else size.value, critical=critical, values=values, seed=seed, steady=steady,
         write=write, output=output, before=_announce, overrides=settings(set_ or [], ("",))[""],

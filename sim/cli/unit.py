@@ -174,7 +174,10 @@ def pim(
     from sim.pim.unit import run
 
     overrides: dict[str, str] = settings(set_ or [], ("hw",))["hw"]
+    if heads > 1 and kernel is not PimKernel.attention:
+        raise ConfigError(f"--heads {heads} goes with --kernel attention, not with {kernel.value}, which has no heads")
     if level is not None:
+        _check_attacc(hardware, overrides)
         name = {"bank": "", "bank_group": "-bankgroup", "buffer": "-buffer"}[level.value]
         overrides = {"memory.standard": f"hbm3-attacc{name}", **overrides}
     result = run(
@@ -196,12 +199,23 @@ def pim(
     _print_flat(f"{hardware}: {kernel.value} of {rows} x {cols} in memory", result)
 
 
+def _check_attacc(hardware: str, overrides: dict[str, str]) -> None:
+    from sim.kinds import load_hardware
+
+    standard = load_hardware(hardware, overrides).memory.standard
+    if not standard.startswith("hbm3-attacc"):
+        raise ConfigError(
+            f"--level says where the units of AttAcc are, but the memory of {hardware} is {standard}; leave --level "
+            "out, or take a machine with hbm3-attacc, such as attacc-like"
+        )
+
+
 @unit.command()
 def sparse(
     hardware: Annotated[str, typer.Argument(help="A machine with a sparse engine, or a YAML file.")],
-    m: Annotated[int, typer.Argument(metavar="M", help="Rows of activations and result.", min=1)],
-    n: Annotated[int, typer.Argument(metavar="N", help="Columns of weights and result.", min=1)],
-    k: Annotated[int, typer.Argument(metavar="K", help="Length of each dot product.", min=1)],
+    m: Annotated[int, typer.Argument(metavar="M", help="Rows of activations and result.", min=1, max=2**24)],
+    n: Annotated[int, typer.Argument(metavar="N", help="Columns of weights and result.", min=1, max=2**24)],
+    k: Annotated[int, typer.Argument(metavar="K", help="Length of each dot product.", min=1, max=2**24)],
     weights: Annotated[
         str, typer.Option(help="dense, 2:4, random:0.1 (the kept part), block:16x16:0.25, balanced:16, or FILE.npz.")
     ] = "dense",
@@ -247,6 +261,10 @@ def sparse(
     formats = formats_of(precision, activation_format, weight_format)
     if output is not None and not curve:
         raise ConfigError("-o names a folder for --curve, which is not asked for")
+    if curve and (training or produced_as is not None):
+        raise ConfigError(f"--curve and {'--training' if training else '--produced-as'} don't go together")
+    if training and (activations != "dense" or epilogue is not None or produced_as is not None):
+        raise ConfigError("--training takes --weights alone: no --activations, --epilogue or --produced-as")
     if curve:
         result = _curve(hardware, (m, n, k), weights, activations, formats, epilogue, seed, operands, overrides, output)
     else:
@@ -309,4 +327,6 @@ def _shown(key: str, value: object) -> str:
         return engineering(float(value), "B/s")
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

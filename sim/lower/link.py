@@ -9,7 +9,8 @@ its own; a test shows that the results are equal).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ Ints = NDArray[np.int64]
 
 WORK = tuple(f.name for f in fields(Work))
 """Amounts of work of a task, in the order of `Work`."""
+_WORK_OF = attrgetter(*WORK)
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ class _Columns:
             setattr(self, name, np.array(getattr(t, name), np.int64))
         for name in ("seg_task", "seg_space", "seg_offset", "seg_bytes"):
             setattr(self, name, np.array(getattr(t, name), np.int64))
-        rows = np.array([astuple(w) for w in t.work], np.int64).reshape(-1, len(WORK))
+        rows = np.array([*map(_WORK_OF, t.work)], np.int64).reshape(-1, len(WORK))
         self.work = {name: rows[:, i] for i, name in enumerate(WORK)}
 
     unit: Ints

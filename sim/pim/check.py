@@ -125,13 +125,16 @@ def _check_rules(memory: Memory, entries: list[Entry], add: Callable[[int, str],
             continue
         if level == "buffer" and not _buffers(memory, before) & _buffers(memory, after):
             continue
-        other = level.startswith("other_")
         size = sizes[level.removeprefix("other_")]
+        # Two ranks are of one pseudo-channel, as in the memory's own rules.
+        siblings = {"other_rank": sizes["pseudo_channel"], "other_pseudo_channel": sizes["channel"]}.get(
+            level, 0
+        ) // size
         first, second = (
             [(n, i) for i in of[name] for n in sorted({b // size for b in entries[i].banks})]
             for name in (before, after)
         )
-        for i in _too_soon(entries, first, second, gaps, window, other):
+        for i in _too_soon(entries, first, second, gaps, window, siblings):
             span = f"the {window}th last {before}" if window > 1 else before
             add(i, f"less than {gaps[-1]} ticks after {span} in the same {level}".replace("same other", "other"))
 
@@ -142,9 +145,10 @@ def _too_soon(
     second: list[tuple[int, int]],
     gaps: tuple[int, ...],
     window: int,
-    other: bool,
+    siblings: int,
 ) -> list[int]:
-    """Positions in `second` (node, position) nearer than the gap to a command of `first` in the same (other) node.
+    """Positions in `second` (node, position) nearer than the gap to a command of `first` in the same node, or in
+    another of a stretch of `siblings` nodes.
 
     Of a window the last but so many counts; otherwise every earlier command, as gaps may differ by dots.
     """
@@ -156,7 +160,7 @@ def _too_soon(
         if role == 0:
             recent[node].append(i)
             continue
-        nodes = [n for n in recent if n != node] if other else [node]
+        nodes = [n for n in recent if n != node and n // siblings == node // siblings] if siblings else [node]
         for n in nodes:
             past = recent[n]
             if window > 1:

@@ -23,6 +23,9 @@ ROWS = (
 composite command counts as its steps and one read-out.
 """
 
+PIM_ROWS = frozenset(row[0] for row in ROWS)
+"""Names of these rows in an account of energy."""
+
 
 def bits_moved(memory: Memory, counts: MemoryCounts) -> int:
     """Bits that PIM commands put on the data bus: a burst a read-out, and a load from the host."""

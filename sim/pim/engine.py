@@ -53,6 +53,13 @@ class PimRunner:
 
     def run(self, work: Pass) -> PassResult:
         """Simulate one pass. Raises ConfigError where it does not fit or cannot be overlapped as asked."""
+        try:
+            return self._fastest(work)
+        except ConfigError as error:
+            place = error.file or f"pass {work.name} on {self.machine.name}"
+            raise ConfigError(error.message, file=place, key=error.key, line=error.line) from None
+
+    def _fastest(self, work: Pass) -> PassResult:
         if self.pim.interleave is Interleave.ALWAYS:
             return self._run(work, overlap=True)
         one = self._run(work, overlap=False)
@@ -132,7 +139,8 @@ def _check_overlap(work: Pass, plans: Mapping[str, BlockPlan]) -> None:
     for name, plan in plans.items():
         if any(not part.lengths for part in plan.parts):
             raise ConfigError(
-                f"is always, but the {plan.parts[0].tokens} requests of block {name} do not make two parts",
+                f"is always, but the batch of block {name}, {plan.parts[0].tokens} in all, does not make two parts; "
+                "use never or auto, or a larger batch",
                 key="pim.interleave",
             )
 

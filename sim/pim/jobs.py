@@ -36,6 +36,19 @@ def as_table(jobs: Iterable[list[int]]) -> Ints:
     return np.array(list(jobs), np.int64).reshape(-1, k.JOB_FIELDS)
 
 
+def reads_out(memory: Memory) -> bool:
+    """Whether tiles of the kernel gemv read their results; where they do not, moves bring them out of the units."""
+    assert memory.pim is not None
+    return any(step[0] in ("READRES", "COMPS_READRES") for step in memory.pim.kernels["gemv"].tile)
+
+
+def moves(memory: Memory, results: int) -> int:
+    """Moves that bring results out of the units' buffers, a burst of each pseudo-channel at a time."""
+    assert memory.pim is not None
+    per_move = memory.burst_bytes // memory.pim.element * memory.organisation.pseudo_channels
+    return -(-results // per_move)
+
+
 def instructions(memory: Memory, jobs: Ints) -> Ints:
     """Instructions of each job that a processor issues: headers, loads, steps, read-outs. int64[jobs]."""
     pim = memory.pim

@@ -43,8 +43,8 @@ class KvLayout:
     def __post_init__(self) -> None:
         if self.head_dim > self.row_elements:
             raise ConfigError(
-                f"a head of {self.head_dim} elements does not fit in a row of {self.row_elements}, which the layout of "
-                "keys needs",
+                f"a head of {self.head_dim} elements does not fit in the {self.row_elements} of a bank's row that the "
+                "units take at once, which the layout of keys needs",
                 key="memory.standard",
             )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sim.kernels import pim_tables as at
 from sim.pim.address import RowAddresses, runs
-from sim.pim.jobs import instructions, job_ticks
+from sim.pim.jobs import instructions, job_ticks, moves, reads_out
 from sim.pim.placement import KvLayout, Placement, Request
 from sim.pim.schema import Scope
 from sim.pim.use import KERNEL
@@ -22,6 +22,7 @@ from sim.standards import Memory
 
 Ints = NDArray[np.int64]
 Runs = tuple[Ints, Ints]
+
 
 @dataclass(frozen=True)
 class JobMaker:
@@ -127,6 +128,9 @@ class JobMaker:
         jobs[:, at.LOADS] = 1
         for name, values in columns.items():
             jobs[:, getattr(at, name)] = values
+        if not reads_out(self.memory):
+            each = moves(self.memory, self.layout.banks)
+            jobs[:, at.MOVES_OUT] = jobs[:, at.TILES] * jobs[:, at.GROUPS] * each
         return jobs
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sim.errors import ConfigError
-from sim.pim.jobs import as_table, job
-from sim.pim.schema import LoadFrom
+from sim.pim.jobs import as_table, job, moves, reads_out
+from sim.pim.schema import LoadFrom, template_steps
 
 if TYPE_CHECKING:
     from sim.pim.jobs import Ints
-    from sim.pim.schema import Pim
+    from sim.pim.schema import Pim, Step
     from sim.standards import Memory
 
 
@@ -70,23 +72,32 @@ def _row_elements(memory: Memory) -> int:
 
 
 def check_rows(memory: Memory, jobs: Ints) -> None:
-    """Raise ConfigError if a job goes beyond the last row of the banks."""
+    """Raise ConfigError if a job goes beyond the rows that hold data: those below any that a template reserves."""
     from sim.kernels import pim_tables as k
 
-    last = jobs[:, k.ROW] + (jobs[:, k.TILES] - 1) * jobs[:, k.STEP]
-    if len(jobs) and int(last.max()) >= memory.organisation.rows:
+    steps = [_steps_of(memory, name) for name in _pim(memory).kernels]
+    reserved = [step.row for own in steps for step in own if step.row is not None]
+    rows = min(memory.organisation.rows, *reserved, memory.organisation.rows)
+    further = np.array([max((step.offset for step in own), default=0) for own in steps], np.int64)
+    last = jobs[:, k.ROW] + (jobs[:, k.TILES] - 1) * jobs[:, k.STEP] + further[jobs[:, k.KERNEL]]
+    if len(jobs) and int(last.max()) >= rows:
         raise ConfigError(
-            f"has {memory.organisation.rows} rows a bank, but the operands need {int(last.max()) + 1}",
+            f"has {rows} rows a bank" + (" below those that its commands reserve" if reserved else "")
+            + f", but the operands need {int(last.max()) + 1}",
             key="organisation.rows",
-        )
+        )  # fmt: skip
 
 
-def _gemv_by_rows(memory: Memory, rows: int, cols: int) -> list[list[int]]:
-    """A row of the matrix in each bank: tiles of one DRAM row in all banks of a set."""
+def _steps_of(memory: Memory, kernel: str) -> list[Step]:
+    """Steps of loads and tiles of a template."""
+    return [step for steps in template_steps(memory, kernel) for step in steps]
+
+
+def _gemv_by_rows(memory: Memory, rows: int, cols: int, first: int = 1) -> list[list[int]]:
+    """A row of the matrix in each bank: tiles of one DRAM row in all banks of a set, from row `first` on."""
     pim = _pim(memory)
     result: list[list[int]] = []
     chunk = min(pim.vector // pim.element, _row_elements(memory))
-    first = 1
     for begin in range(0, cols, chunk):
         width = min(chunk, cols - begin)
         dots = -(-width // pim.macs)
@@ -106,19 +117,16 @@ def _tiled(memory: Memory, rows: int, dots: int, first: int) -> list[list[int]]:
     groups = max(1, _row_elements(memory) // (dots * pim.macs))
     tiles, rest = divmod(rows, units * groups)
     side = -1 if pim.sets > 1 else 0
-    reads = "READRES" in {step[0] for step in pim.kernels["gemv"].tile} or "COMPS_READRES" in {
-        step[0] for step in pim.kernels["gemv"].tile
-    }
-    moves = 0 if reads else _moves(memory, rows)
+    moved = 0 if reads_out(memory) else moves(memory, rows)
     jobs = []
     if tiles:
         jobs.append(
-            job(memory, "gemv", loads=1, tiles=tiles, groups=groups, dots=dots, row=first, side=side, moves_out=moves)
+            job(memory, "gemv", loads=1, tiles=tiles, groups=groups, dots=dots, row=first, side=side, moves_out=moved)
         )
     if rest:
         jobs.append(
             job(memory, "gemv", loads=0 if tiles else 1, tiles=1, groups=-(-rest // units), dots=dots,
-                row=first + -(-tiles // pim.sets), side=side, moves_out=0 if tiles else moves)
+                row=first + -(-tiles // pim.sets), side=side, moves_out=0 if tiles else moved)
         )  # fmt: skip
     return jobs
 
@@ -128,22 +136,16 @@ def _streamed(memory: Memory, dots: int, first: int, results: int, loads: int = 
     pim = _pim(memory)
     per_tile = pim.sets * _row_elements(memory) // pim.macs
     tiles, rest = divmod(dots, per_tile)
-    moves = _moves(memory, results)
+    moved = moves(memory, results)
     jobs = []
     if tiles:
-        jobs.append(job(memory, "gemv", loads=loads, tiles=tiles, dots=per_tile, row=first, moves_out=moves))
+        jobs.append(job(memory, "gemv", loads=loads, tiles=tiles, dots=per_tile, row=first, moves_out=moved))
     if rest:
         jobs.append(
             job(memory, "gemv", loads=0 if tiles else loads, dots=rest, row=first + tiles,
-                moves_out=0 if tiles else moves)
+                moves_out=0 if tiles else moved)
         )  # fmt: skip
     return jobs
-
-
-def _moves(memory: Memory, results: int) -> int:
-    """Moves that bring results out of the units' buffers, a burst of each pseudo-channel at a time."""
-    per_move = memory.burst_bytes // _pim(memory).element * memory.organisation.pseudo_channels
-    return -(-results // per_move)
 
 
 def _gemv_by_lanes(memory: Memory, channels: int, rows: int, cols: int, batch: int) -> list[list[int]]:
@@ -175,17 +177,25 @@ def _gemv_by_lanes(memory: Memory, channels: int, rows: int, cols: int, batch: i
 
 
 def _elementwise(memory: Memory, channels: int, kernel: str, elements: int) -> list[list[int]]:
-    """Elements over all banks, `registers` bursts of each bank at a time."""
+    """Elements over all banks, `registers` bursts of each bank at a time.
+
+    The template's offsets say how many rows each operand has before the next one's begin; what is longer goes on behind
+    the last operand's.
+    """
     pim = _pim(memory)
     per_run = channels * _banks(memory) * pim.registers * pim.lanes
     runs = -(-elements // per_run)
     in_row = _row_elements(memory) // (pim.lanes * pim.registers)
     tiles, rest = divmod(runs, in_row)
+    offsets = {step.offset for step in _steps_of(memory, kernel)}
+    room = min(offsets - {0}, default=memory.organisation.rows)
     jobs = [job(memory, "enter")]
-    if tiles:
-        jobs.append(job(memory, kernel, tiles=tiles, groups=in_row))
+    for first in range(0, tiles, room):
+        row = first // room * (max(offsets) + room)
+        jobs.append(job(memory, kernel, tiles=min(room, tiles - first), groups=in_row, row=row))
     if rest:
-        jobs.append(job(memory, kernel, groups=rest, row=tiles))
+        row = tiles // room * (max(offsets) + room) + tiles % room
+        jobs.append(job(memory, kernel, groups=rest, row=row))
     return [*jobs, job(memory, "leave")]
 
 
@@ -200,8 +210,20 @@ def _attention(memory: Memory, heads: int, length: int, dim: int) -> list[list[i
             f"{dim} has no layout: it must be a multiple of the former and at most the latter",
             key="pim.macs",
         )
-    cut = _attention_from_rows if pim.load is LoadFrom.BANK else _attention_streamed
+    if not reads_out(memory):
+        return _attention_streamed(memory, heads, length, dim)
+    cut = _attention_from_rows if pim.load is LoadFrom.BANK else _attention_as_products
     return cut(memory, heads, length, dim)
+
+
+def _attention_as_products(memory: Memory, heads: int, length: int, dim: int) -> list[list[int]]:
+    """For each head its keys times the query, then its values, a row for each dimension, times the probabilities."""
+    jobs: list[list[int]] = []
+    for _ in range(heads):
+        for rows, cols in ((length, dim), (dim, length)):
+            first = max((entry[5] + entry[2] * entry[6] for entry in jobs), default=1)
+            jobs += _gemv_by_rows(memory, rows, cols, first)
+    return jobs
 
 
 def _attention_from_rows(memory: Memory, heads: int, length: int, dim: int) -> list[list[int]]:
@@ -244,8 +266,8 @@ def _attention_streamed(memory: Memory, heads: int, length: int, dim: int) -> li
                 # Each bank of a group takes a part of the dimension.
                 split = min(o.banks, dim // pim.macs)
                 products = -(-length * split // (o.pseudo_channels * together)) * (dim // pim.macs // split)
-            moves_out = _moves(memory, length if stage == 0 else dim * together)
-            moves_in = _moves(memory, length) if stage == 0 else query
+            moves_out = moves(memory, length if stage == 0 else dim * together)
+            moves_in = moves(memory, length) if stage == 0 else query
             if pim.spread:
                 part = _streamed(memory, products, row, 1)
             else:

@@ -48,7 +48,7 @@ def run(
         for jobs in kinds:
             check_rows(memory, jobs)
     except ConfigError as error:
-        raise ConfigError(error.message, file=f"memory {memory.name}", key=error.key) from None
+        raise ConfigError(error.message, file=f"memory {memory.name} of {hardware}", key=error.key) from None
     if before is not None:
         before()
     weight = _weights(memory, kernel, channels, rows, heads, len(kinds))
@@ -59,7 +59,7 @@ def run(
         violations += broken
         end = max(end, done)
         parts.append(state)
-    counts = _counts(memory, parts, weight, start, end)
+    counts = _counts(memory, parts, weight, channels, start, end)
     ticks = end - start
     own = memory.pim
     assert own is not None
@@ -86,7 +86,7 @@ def _macs(kernel: Kernel, rows: int, cols: int, batch: int, heads: int) -> int:
 
 
 def _weights(memory: Memory, kernel: Kernel, channels: int, rows: int, heads: int, kinds: int) -> list[int]:
-    """Channels of each kind; those without work stand still and count as one more kind, of weight at the end."""
+    """Channels of each kind; those without work stand still and are in none."""
     total = heads if kernel is Kernel.ATTENTION else rows
     pim = memory.pim
     assert pim is not None
@@ -118,8 +118,10 @@ def _run(memory: Memory, jobs: Ints, start: int, check: bool) -> tuple[int, Chan
     return int(done.max()), state, found.count
 
 
-def _counts(memory: Memory, states: list[ChannelState], weight: list[int], start: int, end: int) -> MemoryCounts:
-    """Counts of all channels from `start` to `end`."""
+def _counts(
+    memory: Memory, states: list[ChannelState], weight: list[int], channels: int, start: int, end: int
+) -> MemoryCounts:
+    """Counts of all channels from `start` to `end`, or until the last rows are closed and refreshes over."""
     from sim.kernels import dram_tables as d
     from sim.kernels import pim_tables as k
     from sim.kernels.dram import settle, standby
@@ -128,10 +130,12 @@ def _counts(memory: Memory, states: list[ChannelState], weight: list[int], start
     tables = compile_memory(memory, steady=False)
     before = new_state(tables, 1, ring=1)
     settle(tables, before, np.int64(0), np.int64(start))
+    end = max(end, *(int(state.rank[0, d.SINCE].max()) for state in states))
+    idle = new_state(tables, 1, ring=1)
     spent = np.zeros(4, np.int64)
     counts = np.zeros(d.N_COUNTS, np.int64)
     own = np.zeros(k.N_PIM, np.int64)
-    for state, n in zip(states, weight, strict=True):
+    for state, n in zip((*states, idle), (*weight, channels - sum(weight)), strict=True):
         settle(tables, state, np.int64(0), np.int64(end))
         now = np.array(standby(tables, state, np.int64(0), np.int64(end)), np.int64)
         spent += n * (now - np.array(standby(tables, before, np.int64(0), np.int64(start)), np.int64))

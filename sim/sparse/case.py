@@ -112,6 +112,8 @@ class Side:
         return measure(encoding, self.by_line, self.bits)
 
 
+MOST_PRODUCTS = 2**60
+"""So that no sum of products leaves 64 bits."""
 LARGE = 2**26
 """Elements from which a run-length code of independent zeros is sized by its mean instead of by counting."""
 
@@ -198,6 +200,8 @@ def case(
     """
     if min(m, n, k) < 1:
         raise ConfigError(f"M, N and K must be at least 1, not {m}, {n}, {k}")
+    if m * n * k > MOST_PRODUCTS:
+        raise ConfigError(f"{m} x {n} x {k} are more products than can be counted; at most {MOST_PRODUCTS}")
     activation_format = activation_format or next(iter(machine.array.formats)).partition("*")[0]
     weight_format = weight_format or activation_format
     a = _side(activations, (m, k), 1, activation_format, seed + 1)

@@ -1,8 +1,8 @@
 """The curve of speedup against sparsity: a series of costs, and what eats the difference to the ideal line.
 
-Each point splits its time into the ideal (the dense time times the part of the products that is left) and what
-imbalance, unfilled hardware, bandwidth, metadata and vector work add to it. The folder written holds everything that
-the picture shows.
+Each point splits its time into the ideal (the dense time times the part of the products that is left) and what a
+predictor, imbalance, unfilled hardware, bandwidth, metadata and vector work add to it. The folder written holds
+everything that the picture shows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "opcycle/sparse-curve/1"
 DENSITIES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
-LOSSES = ("imbalance", "unfilled", "bandwidth", "metadata", "vector")
+LOSSES = ("predictor", "imbalance", "unfilled", "bandwidth", "metadata", "vector")
 """What a point's time holds beyond the ideal, in the order in which it is charged."""
 
 
@@ -54,14 +54,16 @@ def losses(made: Case, cost: SparseCost, dense_cycles: int, with_dram: bool) -> 
     total = made.m * made.n * made.k
     array = cost.parts["array"]
     ideal = min(array, -(-dense_cycles * cost.effective_macs // total))
-    uneven = min(array - ideal, round(array * (1 - 1 / cost.imbalance)))
+    guessing = min(array - ideal, int(cost.detail.get("predictor_cycles", 0)))
+    uneven = min(array - ideal - guessing, round((array - guessing) * (1 - 1 / cost.imbalance)))
     moving = ("scratchpad", "dram") if with_dram else ("scratchpad",)
     values = max(array, *(cost.value_parts[name] for name in moving))
     everything = max(values, *(cost.parts[name] for name in ("metadata", "converter", *moving)))
     return {
         "ideal": ideal,
+        "predictor": guessing,
         "imbalance": uneven,
-        "unfilled": array - ideal - uneven,
+        "unfilled": array - ideal - guessing - uneven,
         "bandwidth": values - array,
         "metadata": everything - values,
         "vector": max(everything, cost.parts["vector"]) - everything,

@@ -1,8 +1,8 @@
 """Both operands sparse on an outer-product unit: columns of A and rows of B condensed, from a Case to steps.
 
 For every output tile and every position of K the unit takes (entries of A's column in units of its height) x (entries
-of B's row in units of its width) steps, both rounded up; its accumulators take a limited number of sums a cycle. The
-manner of Dual-side Sparse Tensor Core (Wang et al., ISCA 2021).
+of B's row in units of its width) steps, both rounded up, and a time to find out which; its accumulators take a limited
+number of sums a cycle. The manner of Dual-side Sparse Tensor Core (Wang et al., ISCA 2021).
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ def dual(case: Case) -> EngineWork:
         for side, tile, quantum in zip(sides, engine.tile, engine.quantum, strict=True)
     ]
     products = case.effective_macs if case.skip else case.m * case.n * case.k
-    total = busiest = int(steps[0].sum(axis=0, dtype=np.int64) @ steps[1].sum(axis=0, dtype=np.int64))
+    total = int(_at_positions(steps[0]) @ _at_positions(steps[1]))
+    sought = case.skip and not all(side.is_dense for side in sides)
+    beside = math.ceil(engine.position_cycles * case.k) if sought else 0
+    work = busiest = total + beside * len(steps[0]) * len(steps[1])
     if units > 1:
         from sim.kernels.sparse_counts import GREEDY, assign
 
         # A pair of tiles takes sums of products of small integers: exact in float64, which has a fast product.
-        loads = np.rint(steps[0].astype(np.float64) @ steps[1].T.astype(np.float64)).astype(np.int64).ravel()
+        loads = np.rint(steps[0].astype(np.float64) @ steps[1].T.astype(np.float64)).astype(np.int64).ravel() + beside
         busiest = int(assign(loads, units, GREEDY).max())
     sums = -(-products // (engine.accumulate_per_cycle * units))
     cycles = max(busiest, sums)
@@ -45,11 +48,11 @@ def dual(case: Case) -> EngineWork:
         cycles=cycles,
         slots=cycles * slots,
         macs=products,
-        imbalance=busiest * units / total if total else 1.0,
+        imbalance=busiest * units / work if work else 1.0,
         value_bits=Fraction(sum(s.value_bits * times for s, times in zip(stored, repeats, strict=True))),
         metadata_bits=sum(s.metadata_bits * times for s, times in zip(stored, repeats, strict=True)),
         entries=sum(s.entries * times for s, times in zip(stored, repeats, strict=True)),
-        detail={"steps": total, "accumulate_cycles": sums},
+        detail={"steps": total, "seek_cycles": work - total, "accumulate_cycles": sums},
     )
 
 
@@ -60,13 +63,21 @@ def _steps(side: Side, tile: int, quantum: int, skip: bool) -> NDArray[np.int32]
     lines, depth = side.shape[1 - side.along], side.shape[side.along]
     if side.is_dense or not skip:
         extents = np.minimum(tile, lines - tile * np.arange(-(-lines // tile)))
-        return np.repeat(-(-extents // quantum)[:, None], depth, axis=1).astype(np.int32)
+        return np.broadcast_to((-(-extents // quantum)).astype(np.int32)[:, None], (len(extents), depth))
     found: NDArray[np.int32]
     if side.along == 1:
         found = quanta_rows(side.mask, tile, quantum)
     else:
         found = quanta_columns(side.mask, tile, quantum)
     return found
+
+
+def _at_positions(steps: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The sum over tiles at each position of K; a side without zeros has one column, seen `depth` times."""
+    if steps.strides[1] == 0:
+        return np.full(steps.shape[1], steps[:, 0].sum(dtype=np.int64))
+    total: NDArray[np.int64] = steps.sum(axis=0, dtype=np.int64)
+    return total
 
 
 def mean_steps(tile: int, quantum: int, density: float) -> float:

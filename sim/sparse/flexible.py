@@ -1,12 +1,10 @@
 """SIGMA's kind of engine, and STONNE's mesh as its dense partner: from a Case to rounds, reads and cycles.
 
 The rounds follow the published rule of STONNE's sparse controller and are priced by `sim.kernels.sparse_flexible`; the
-mesh follows the rule measured on STONNE's output-stationary mode. docs/sparse.md states both.
+mesh follows STONNE's output-stationary mode, cycle by cycle. docs/sparse.md states both.
 """
 
 from __future__ import annotations
-
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +29,8 @@ def flexible(case: Case) -> EngineWork:
 
         mask = stationary.mask
         starts, positions = compressed_columns(mask) if held_weights else compressed(mask)
+        if engine.order == "packed":
+            starts, positions = _packed(starts, positions, engine.multipliers)
         cycles, counts = _rounds(engine, starts, positions, _stream(stream, case.skip, vectors), vectors)
     else:
         lines = case.n if held_weights else case.m
@@ -58,6 +58,19 @@ def _stream(side: Side, skip: bool, vectors: int) -> NDArray[np.int64]:
     if skip:
         return np.ascontiguousarray(side.along_counts)
     return np.full(side.shape[side.along], vectors, np.int64)
+
+
+def _packed(
+    starts: NDArray[np.int64], positions: NDArray[np.int32], multipliers: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Rows of non-zeros in the order that fills the multipliers best."""
+    from sim.kernels.sparse_order import packed_order
+
+    sizes = np.diff(starts)
+    order = packed_order(sizes, multipliers)
+    moved = np.concatenate(([0], np.cumsum(sizes[order])))
+    source = np.repeat(starts[:-1][order] - moved[:-1], sizes[order]) + np.arange(len(positions))
+    return moved, positions[source]
 
 
 def _rounds(
@@ -94,32 +107,56 @@ def mesh(case: Case) -> EngineWork:
     engine = case.machine.sparse
     assert isinstance(engine, Mesh)
     cycles = mesh_cycles(engine.rows, engine.columns, engine.ports, case.m, case.n, case.k)
-    reads = case.k * (case.m * -(-case.n // engine.columns) + case.n * -(-case.m // engine.rows))
+    tile_rows, tile_columns = -(-case.m // engine.rows), -(-case.n // engine.columns)
+    activation_reads, weight_reads = case.k * case.m * tile_columns, case.k * case.n * tile_rows
     return EngineWork(
         cycles=cycles,
         slots=cycles * engine.rows * engine.columns,
         macs=case.m * case.n * case.k,
         imbalance=1.0,
-        value_bits=reads * max(case.activations.bits, case.weights.bits),
+        value_bits=activation_reads * case.activations.bits + weight_reads * case.weights.bits,
         metadata_bits=0,
         entries=0,
-        detail={"tiles": -(-case.m // engine.rows) * -(-case.n // engine.columns)},
+        detail={
+            "tiles": tile_rows * tile_columns,
+            "weight_reads": weight_reads,
+            "activation_reads": activation_reads,
+            "sum_writes": case.m * case.n,
+        },
     )
 
 
 def mesh_cycles(rows: int, columns: int, ports: int, m: int, n: int, k: int) -> int:
-    """Cycles of an output-stationary mesh: each tile takes K (rows + columns) / ports to feed, then its skew and 3.
+    """Cycles of an output-stationary mesh, tile after tile: STONNE's rule, derived in docs/sparse.md."""
+    share = max(1, -(-(rows + columns) // ports))
+    return sum(
+        _tile_cycles(used_rows, used_columns, columns, share, k) * row_tiles * column_tiles
+        for used_rows, row_tiles in _edges(m, rows)
+        for used_columns, column_tiles in _edges(n, columns)
+    )
 
-    A tile of one row saves a cycle. Measured on STONNE (exact where (rows + columns) / ports is 1 or 2).
-    """
-    feed = Fraction(k * (rows + columns), ports)
-    whole = -(-feed.numerator // feed.denominator)
-    total = 0
-    for used_rows, row_tiles in _edges(m, rows):
-        for used_columns, column_tiles in _edges(n, columns):
-            each = whole + used_rows + used_columns + 3 - (1 if used_rows == 1 else 0)
-            total += each * row_tiles * column_tiles
-    return total
+
+def _tile_cycles(used_rows: int, used_columns: int, columns: int, share: int, k: int) -> int:
+    """Cycles of one output tile; `share` edges of the mesh, columns before rows, are fed by one port in turn."""
+    edges = np.concatenate((np.arange(used_columns), columns + np.arange(used_rows)))
+    port = edges // share
+    first = np.searchsorted(port, port)  # a port sends in the order of its edges, and only to those in use
+    sent = np.bincount(port)[port] * (k - 1) + np.arange(len(edges)) - first
+    # A multiplier hands an operand on when it has used it, so the wavefront waits for the latest edge before it.
+    by_column = np.maximum.accumulate(sent[:used_columns] - np.arange(used_columns)) + np.arange(used_columns)
+    by_row = np.maximum.accumulate(sent[used_columns:] - np.arange(used_rows)) + np.arange(used_rows)
+    done = np.maximum(
+        by_column[None, :] + np.arange(used_rows)[:, None], by_row[:, None] + np.arange(used_columns)[None, :]
+    )
+    waiting = 0
+    last = int(done.max())
+    for results in np.bincount(done.ravel() - done.min()):
+        waiting = (waiting + int(results)) // 2  # half of what waits before the memory, rounded up, is written
+    return BESIDE_TILE + (share > 1) + last + waiting.bit_length()
+
+
+BESIDE_TILE = 5
+"""Cycles of a tile beside feeding and skew: configuration, the first operand, accumulator, bus and memory."""
 
 
 def _edges(size: int, side: int) -> list[tuple[int, int]]:

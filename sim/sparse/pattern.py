@@ -211,6 +211,8 @@ def load_mask(path: str | Path, shape: tuple[int, int]) -> Mask:
         raise ConfigError(f"the mask has shape {given}, but must be {shape[0]} x {shape[1]}{hint}", file=path)
     if array.dtype.kind not in "biuf":
         raise ConfigError(f"the mask is of type {array.dtype}, but must hold truth values or numbers", file=path)
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise ConfigError("the mask has values that are no numbers (NaN)", file=path)
     return np.ascontiguousarray(array != 0)
 
 

@@ -113,6 +113,9 @@ class Flexible(_Engine):
     ports: Positive = Field(description="values that enter the distribution network in a cycle")
     lines: Positive = Field(description="results that leave the reduction network in a cycle")
     stationary: Literal["weights", "activations"] = "weights"
+    order: Literal["given", "packed"] = Field(
+        default="given", description="of the stationary rows; packed: the longest that fits comes next, chosen offline"
+    )
 
     @model_validator(mode="after")
     def _powers(self) -> Flexible:
@@ -174,6 +177,9 @@ class Dual(_Engine):
     tile: tuple[Positive, Positive] = Field(description="output tile of a unit: rows of A, columns of B")
     quantum: tuple[Positive, Positive] = Field(description="entries of a column of A and a row of B in one step")
     accumulate_per_cycle: Positive = Field(description="sums that the accumulators of a unit take in a cycle")
+    position_cycles: Annotated[float, Field(ge=0, le=2**20)] = Field(
+        default=0, description="cycles that a unit takes at each position of K to find the steps that zeros leave"
+    )
 
 
 SparseArray = Annotated[

@@ -13,6 +13,7 @@ from sim.kinds import load_hardware
 from sim.sparse.case import case
 from sim.sparse.cost import SparseCost, cost_of
 from sim.sparse.pattern import DENSE, Pattern, parse
+from sim.sparse.storage import NAMES as STORAGE
 from workloads.formats import precision
 
 OPERANDS = ("scratchpad", "dram")
@@ -43,6 +44,8 @@ def run(
     machine = sparse_machine(hardware, overrides)
     if operands not in OPERANDS:
         raise ConfigError(f"--operands {not_among('place', operands, OPERANDS)}")
+    if produced_as is not None and produced_as not in STORAGE:
+        raise ConfigError(f"--produced-as {not_among('storage format', produced_as, STORAGE)}")
     w, a = parse(weights, "weights"), parse(activations, "activations")
     if training:
         return _training(machine, m, n, k, w, formats[1])

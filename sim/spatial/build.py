@@ -115,7 +115,9 @@ class Builder:
 
     def once(self, node: Node, tensor: Tensor) -> Node:
         """A small weight: loaded once, there for each token."""
-        hold = self.fabric.load(f"{node.name} {tensor.name}", node.op, 1, tensor.bytes, tensor.bytes)
+        hold = self.fabric.load(
+            f"{node.name} {tensor.name}", node.op, 1, tensor.bytes, tensor.bytes, weights=tensor.role is Role.WEIGHT
+        )
         return self.again(hold, [self.blocks])
 
     def again(self, hold: Node, rows: list[int]) -> Node:
@@ -143,7 +145,8 @@ class Builder:
         widths = [Fraction(t.bytes, t.elements) for t in (left, right, op.outputs[0])]
         if not plan.streamed:
             copies = 2 if len(parts) > 1 else 1
-            hold = self.fabric.load(f"{op.name} weights", number, len(parts), weights, copies * up(weights, len(parts)))
+            hold = self.fabric.load(f"{op.name} weights", number, len(parts), weights, copies * up(weights, len(parts)),
+                                    weights=right.role is Role.WEIGHT)  # fmt: skip
             product = Product(1, rows, attrs.k, columns, rate)
             node = self._product(op.name, "map", number, self.blocks, product, widths)
             self.feed(node, left, op)

@@ -1,7 +1,7 @@
 """Simulates a pass on a streaming machine: section after section, each from an idle fabric and an idle memory.
 
-Equal sections (of equal layers, or parts of one product) have one result and are simulated once; `reuse=False` runs
-every one, with the same result.
+A section may read weights of the next one ahead. Equal sections (of equal layers, or parts of one product) have one
+result and are simulated once; `reuse=False` runs every one, with the same result.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from numpy.typing import NDArray
 from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow
 from sim.spatial.fabric import COMPUTE, LOAD, STORE, STORE_TILES, VECTOR
 from sim.spatial.machine import StreamMachine
-from sim.spatial.mapper import Section, sections_of
+from sim.spatial.mapper import Section, sections_in_two, sections_of
+from sim.spatial.prefetch import Ahead, estimate, plan, reading_ahead
 from sim.spatial.section import Ran, idle_memory, run_section
 from sim.spatial.shapes import exposed
 from workloads.trace import Block, Op, Pass, Role
 
 CONFIGURE = "configuration"
 UNITS = (COMPUTE, VECTOR, STORE_TILES, LOAD, STORE, CONFIGURE)
+WORTH_A_CUT = 1.05
+"""A layer is cut in two only where it takes this much longer than its slowest node works."""
+CUTS_TRIED = 4
+"""Cuts in two that are simulated, the best by estimate."""
 COLUMNS = ("macs", "vector_ops", "sram_read", "sram_write", "dram_read", "dram_write")
 
 
@@ -31,34 +36,39 @@ class StreamEngine:
     def __init__(self, machine: StreamMachine, *, reuse: bool = True) -> None:
         self.machine, self.reuse = machine, reuse
         self._sections: dict[tuple[Block, frozenset[str]], list[Section]] = {}
-        self._ran: dict[int, Ran] = {}
+        self._ran: dict[tuple[int, tuple[Ahead, ...], int, tuple[Ahead, ...]], Ran] = {}
+        self._tried: list[list[list[Section]]] = []
         self._idle: MemoryCounts | None = None
 
     def run(self, work: Pass) -> PassResult:
         """Simulate one pass. Raises ConfigError for what the machine has no unit for, or what fits no section."""
         tasks = _Tasks(self.machine)
         ops: list[OpRow] = []
-        now = 0
-        configured: Section | None = None
-        counts: dict[int, tuple[MemoryCounts, int]] = {}
-        swaps = 0
+        steps: list[tuple[Section, int]] = []
         for block in work.blocks:
             sections = self._cut(block, work)
             rows = _op_rows(block, work, sections)
             for layer in range(block.repeat):
-                base = len(ops)
+                steps += [(section, len(ops)) for section in sections]
                 ops += [replace(row, layer=layer) for row in rows]
-                for section in sections:
-                    if section is not configured:
-                        tasks.configure(now, int(self.machine.reconfigure), base + section.plan.first)
-                        now += int(self.machine.reconfigure)
-                        configured = section
-                        swaps += 1
-                    now += int(self.machine.software.launch)
-                    ran = self._run(section)
-                    tasks.section(now, ran, base)
-                    now += ran.end_ps
-                    counts[id(ran)] = (ran.memory, counts.get(id(ran), (ran.memory, 0))[1] + 1)
+        now = 0
+        configured: Section | None = None
+        counts: dict[int, tuple[MemoryCounts, int]] = {}
+        swaps = 0
+        there: tuple[Ahead, ...] = ()
+        for (section, base), (following, next_base) in zip(steps, [*steps[1:], (None, 0)], strict=True):
+            if section is not configured:
+                tasks.configure(now, int(self.machine.reconfigure), base + section.plan.first)
+                now += int(self.machine.reconfigure)
+                configured = section
+                swaps += 1
+            now += int(self.machine.software.launch)
+            ahead = self._ahead(section, there, following)
+            ran = self._run(section, there, following if ahead else None, ahead)
+            tasks.section(now, ran, base, next_base)
+            now += ran.end_ps
+            counts[id(ran)] = (ran.memory, counts.get(id(ran), (ran.memory, 0))[1] + 1)
+            there = ahead
         memory = self._counts(counts.values(), swaps)
         table, start, release = tasks.table()
         return PassResult(
@@ -72,15 +82,57 @@ class StreamEngine:
         names = {t.name for op in block.ops for t in op.outputs}
         key = (block, frozenset(outside & names))
         if key not in self._sections:
-            self._sections[key] = sections_of(self.machine, block, outside)
+            found = sections_of(self.machine, block, outside)
+            if len(found) == 1 and block.repeat > 1 and self.machine.mapping.sections == "fastest":
+                found = self._faster(found, block, outside)
+            self._sections[key] = found
         return self._sections[key]
 
-    def _run(self, section: Section) -> Ran:
-        if not self.reuse:
-            return run_section(self.machine, section.fabric)
-        if id(section) not in self._ran:
-            self._ran[id(section)] = run_section(self.machine, section.fabric)
-        return self._ran[id(section)]
+    def _faster(self, whole: list[Section], block: Block, outside: set[str]) -> list[Section]:
+        """The cut of a layer into two sections, or `whole`, whichever takes less time from layer to layer.
+
+        Tried only where rows stream and the slowest node waits for a share of the time: for weights, or for all keys.
+        """
+        if whole[0].plan.streamed:
+            return whole
+        slowest_ps = 1e12 * estimate(self.machine, whole, loads=False)
+        if self._period(whole) < WORTH_A_CUT * slowest_ps:
+            return whole
+        cuts = sections_in_two(self.machine, block, outside)
+        cuts.sort(key=lambda sections: estimate(self.machine, sections))
+        tried = [whole, *cuts[:CUTS_TRIED]]
+        self._tried.append(tried)  # kept: results are remembered by section
+        return min(tried, key=self._period)
+
+    def _period(self, sections: list[Section]) -> int:
+        """Time of a layer among others like it, in ps."""
+        there: tuple[Ahead, ...] = ()
+        total = 0
+        for _ in range(2):
+            total = int(self.machine.reconfigure) * len(sections) if len(sections) > 1 else 0
+            for section, following in zip(sections, [*sections[1:], sections[0]], strict=True):
+                ahead = self._ahead(section, there, following)
+                total += self._run(section, there, following if ahead else None, ahead).end_ps
+                there = ahead
+        return total
+
+    def _ahead(self, section: Section, there: tuple[Ahead, ...], following: Section | None) -> tuple[Ahead, ...]:
+        if following is None or not self.machine.mapping.prefetch:
+            return ()
+        return plan(self.machine, section.fabric, there, following.fabric)
+
+    def _run(
+        self, section: Section, there: tuple[Ahead, ...], following: Section | None, ahead: tuple[Ahead, ...]
+    ) -> Ran:
+        key = (id(section), there, id(following), ahead)
+        if self.reuse and key in self._ran:
+            return self._ran[key]
+        fabric = section.fabric
+        if there or ahead:
+            behind = following.fabric if following is not None else None
+            fabric = reading_ahead(self.machine, fabric, there, behind, ahead)
+        ran = self._ran[key] = run_section(self.machine, fabric)
+        return ran
 
     def _counts(self, ran: Iterable[tuple[MemoryCounts, int]], swaps: int) -> MemoryCounts:
         """The memory's counts of all sections and of the time between them."""
@@ -129,16 +181,16 @@ class _Tasks:
     def __init__(self, machine: StreamMachine) -> None:
         self.machine = machine
         self.parts: list[NDArray[np.int64]] = []
-        self.known: dict[int, NDArray[np.int64]] = {}
+        self.known: dict[int, tuple[Ran, NDArray[np.int64]]] = {}
 
     def configure(self, now: int, length: int, op: int) -> None:
         """The time before a section that differs from the one before."""
         self.parts.append(np.array([[now, now + length, UNITS.index(CONFIGURE), op] + [0] * len(COLUMNS)], np.int64))
 
-    def section(self, now: int, ran: Ran, base: int) -> None:
-        """The nodes of a section that begins at `now`; its operators are counted from `base`."""
-        rows = self.known.get(id(ran))
-        if rows is None:
+    def section(self, now: int, ran: Ran, base: int, next_base: int) -> None:
+        """The nodes of a section that begins at `now`; its operators, and the next one's, count from the bases."""
+        found = self.known.get(id(ran))
+        if found is None:
             rows = np.array(
                 [
                     [end - busy, end, UNITS.index(node.unit), node.op, *(getattr(node.work, c) for c in COLUMNS)]
@@ -146,10 +198,11 @@ class _Tasks:
                 ],
                 np.int64,
             )
-            self.known[id(ran)] = rows
-        shift = np.zeros(rows.shape[1], np.int64)
-        shift[:2], shift[3] = now, base
-        self.parts.append(rows + shift)
+            found = self.known[id(ran)] = (ran, rows)
+        moved = found[1].copy()
+        moved[:, :2] += now
+        moved[:, 3] += np.where([node.ahead for node in ran.nodes], next_base, base)
+        self.parts.append(moved)
 
     def table(self) -> tuple[TaskTable, NDArray[np.int64], NDArray[np.int64]]:
         """(work of each task, its start, its end)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sim.spatial.machine import StreamMachine
@@ -54,7 +54,8 @@ class Link:
 class Node:
     """A node of a section. `op`: operator it works for; `rated`: what tiles do for one firing, None without tiles.
 
-    holds: bytes that stay in memory tiles beside the channels; barrier: tokens that it takes before it lets one go.
+    holds: bytes that stay in memory tiles beside the channels; barrier: tokens that it takes before it lets one go;
+    ahead: it works for the next section, whose operators `op` counts.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Node:
     inputs: list[Link] = field(default_factory=list)
     outputs: list[Link] = field(default_factory=list)
     tiles: int = 0
+    ahead: bool = False
 
 
 class Fabric:
@@ -84,7 +86,12 @@ class Fabric:
         self.links: list[Link] = []
         self.ports: dict[str, Node] = {}
         self.decisions: dict[int, dict[str, str]] = {}
-        self._at = 0
+        self.weights: list[tuple[Node, Node]] = []
+        """(port, node that holds them) of weights that are loaded in one go, before anything else is known."""
+        self.end = 0
+        """Bytes of each memory channel that the section has addresses for."""
+        self._hops: dict[str, int] = {}
+        self._joined = 0
 
     def add(self, node: Node) -> Node:
         """Add a node; a name that is taken gets a number."""
@@ -97,7 +104,8 @@ class Fabric:
 
     def join(self, writer: Node, reader: Node, token_bytes: int, capacity: int = 0) -> Link:
         """A channel from `writer` to `reader`, after those that they have already."""
-        link = Link(f"c{len(self.links)}", writer.name, reader.name, token_bytes, capacity)
+        link = Link(f"c{self._joined}", writer.name, reader.name, token_bytes, capacity)
+        self._joined += 1
         self.links.append(link)
         writer.outputs.append(link)
         reader.inputs.append(link)
@@ -108,8 +116,8 @@ class Fabric:
         machine = self.machine
         bursts = max(up(token_bytes, machine.memory.channels * machine.dram.burst_bytes), 1)
         outstanding = max(1, min(int(machine.ports.window) // max(token_bytes, 1), tokens))
-        keys = {"bursts": bursts, "outstanding": outstanding, "address": self._at}
-        self._at += tokens * bursts * machine.dram.burst_bytes
+        keys = {"bursts": bursts, "outstanding": outstanding, "address": self.end}
+        self.end += tokens * bursts * machine.dram.burst_bytes
         node = Node(name, "dram_write" if write else "dram_read", STORE if write else LOAD, op, tokens, keys=keys)
         node.ii = up(token_bytes, machine.ports.bytes_per_cycle)
         node.work = Work(sram_read=total, dram_write=total) if write else Work(sram_write=total, dram_read=total)
@@ -118,8 +126,11 @@ class Fabric:
         self.ports[self.add(node).name] = node
         return node
 
-    def load(self, name: str, op: int, tokens: int, total: int, held: int) -> Node:
-        """Reads `total` bytes in `tokens` parts; a part is handed on when all of it lies in its `held` bytes."""
+    def load(self, name: str, op: int, tokens: int, total: int, held: int, weights: bool = False) -> Node:
+        """Reads `total` bytes in `tokens` parts; a part is handed on when all of it lies in its `held` bytes.
+
+        weights: what is read is known before the section begins.
+        """
         chunk = max(int(self.machine.ports.window) // 8, 1)
         each = up(total, tokens)
         pieces = up(each, chunk)
@@ -128,7 +139,23 @@ class Fabric:
         # A memory tile writes as fast as the port hands on.
         hold.ii = port.ii
         self.join(port, hold, 0, 1 + min(tokens * pieces, 8))
+        if weights and tokens == 1:
+            self.weights.append((port, hold))
         return hold
+
+    def copy(self) -> Fabric:
+        """A finished section whose nodes and channels can be changed without changing this one."""
+        made = Fabric(self.machine, self.blocks)
+        made.links = [replace(link) for link in self.links]
+        known = {link.name: link for link in made.links}
+        for node in self.nodes.values():
+            inputs, outputs = ([known[link.name] for link in side] for side in (node.inputs, node.outputs))
+            made.nodes[node.name] = replace(node, keys=dict(node.keys), inputs=inputs, outputs=outputs)
+        made.ports = {name: made.nodes[name] for name in self.ports}
+        made.weights = [(made.nodes[port.name], made.nodes[hold.name]) for port, hold in self.weights]
+        made.decisions, made.end, made._hops = self.decisions, self.end, dict(self._hops)
+        made._joined = self._joined
+        return made
 
     def fit(self) -> None:
         """Work out capacities and check every budget. Raises TooLargeError."""
@@ -151,8 +178,8 @@ class Fabric:
             raise TooLargeError(f"needs a compute tile for each of {len(rated)} operators, but there are {tiles}",
                            "compute_tiles.rows")  # fmt: skip
         per_channel = machine.dram.capacity_bytes_per_channel
-        if self._at > per_channel:
-            raise TooLargeError(f"streams {self._at} B of each memory channel, but a channel holds {per_channel} B",
+        if self.end > per_channel:
+            raise TooLargeError(f"streams {self.end} B of each memory channel, but a channel holds {per_channel} B",
                            "memory.channels")  # fmt: skip
 
     def finish(self) -> None:
@@ -179,9 +206,10 @@ class Fabric:
                 data["out"] = [link.name for link in node.outputs]
             nodes.append(data)
         channels = {
-            link.name: {"capacity": link.capacity, "send_latency": 1 + self._hops[link.name] * machine.network.hop,
-                        "response_latency": 1 + self._hops[link.name] * machine.network.hop}
+            link.name: {"capacity": link.capacity, "send_latency": 1 + hops * machine.network.hop,
+                        "response_latency": 1 + hops * machine.network.hop}
             for link in self.links
+            for hops in [self._hops.get(link.name, 0)]
         }  # fmt: skip
         memory = {"standard": machine.memory.standard, "settings": machine.memory.settings}
         clock = f"{int(machine.clock)} Hz"

@@ -80,6 +80,12 @@ class Mapping(Strict):
     )
     blocks: Positive = Field(default=512, description="tokens that the rows of a section are cut into, where they fit")
     key_tile: Positive = Field(default=128, description="keys of one step of attention")
+    sections: Literal["fastest", "fewest"] = Field(
+        default="fastest", description="fewest: as many operators as fit; fastest: a layer in two where that takes less"
+    )
+    prefetch: bool = Field(
+        default=True, description="weights of the next section are read while one runs, where there is room and time"
+    )
 
 
 class StreamMachine(Machine):

@@ -39,6 +39,26 @@ def sections_of(machine: StreamMachine, block: Block, outside: set[str]) -> list
         else:
             found.append(done)
             first = done.plan.last + 1
+    return _finished(found)
+
+
+def sections_in_two(machine: StreamMachine, block: Block, outside: set[str]) -> list[list[Section]]:
+    """Every way to have the operators of `block` in two sections that fit."""
+    found = []
+    for at in range(1, len(block.ops)):
+        spans = ((0, at - 1), (at, len(block.ops) - 1))
+        groups = [common_groups(block.ops[first : last + 1]) for first, last in spans]
+        try:
+            found.append([
+                _fitting(machine, block, outside, first, last, own)
+                for (first, last), own in zip(spans, groups, strict=True) if own is not None
+            ])  # fmt: skip
+        except (TooLargeError, CutError):
+            continue
+    return [_finished(sections) for sections in found if len(sections) == 2]
+
+
+def _finished(found: list[Section]) -> list[Section]:
     for section in found:
         section.fabric.finish()
     for number, section in enumerate(found):
