@@ -36,9 +36,11 @@ def draw(points: Sequence[Point], title: str, stem: Path) -> list[Path]:
                 axes.plot([low, high], [low * factor, high * factor], style, color=GREY, linewidth=0.7, zorder=1)
             for i, kind in enumerate(dict.fromkeys(p.kind for p in mine)):
                 of = [p for p in mine if p.kind == kind]
+                # Colours and markers move on at different paces, so that no pair of them comes twice.
+                marker, colour = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)], COLOURS[i % len(COLOURS)]
                 axes.plot(
-                    [p.measured for p in of], [p.predicted for p in of], MARKERS[i % len(MARKERS)], label=kind,
-                    color=COLOURS[i % len(COLOURS)], markersize=3.2, markeredgewidth=0.7, linestyle="none", zorder=2,
+                    [p.measured for p in of], [p.predicted for p in of], marker, label=kind, color=colour,
+                    markersize=3.2, markeredgewidth=0.7, linestyle="none", zorder=2,
                 )  # fmt: skip
             axes.set_xscale("log")
             axes.set_yscale("log")

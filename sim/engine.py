@@ -21,6 +21,7 @@ from sim.lower import lower_pass
 from sim.machine import Machine
 from sim.mapper import SimulatedMapper
 from sim.passes import PassResult
+from sim.pipeline_fill import filled
 from workloads.trace import Block, Pass
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def simulate(
     for number, work in enumerate(trace.passes):
         if progress:
             progress(work.name, number, len(trace.passes))
-        passes.append(engine.run(work))
+        passes.append(filled(work, engine.run(work), engine.run))
     if progress:
         progress("done", len(trace.passes), len(trace.passes))
     return Report(machine, workload, tuple(passes), wall_s=time.perf_counter() - began, hints=trace.hints)

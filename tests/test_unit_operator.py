@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sim.errors import ConfigError
 from sim.kinds import load_hardware
 from sim.operators.measure import Operators
 from sim.operators.request import make_request
@@ -90,7 +91,15 @@ def test_collectives_come_in_columns_of_their_own(opcycle: Run, tmp_path: Path) 
     table.write_text("op,gpus,bytes\nall_reduce,2,1048576\n", encoding="utf-8")
     opcycle("unit", "operator", "h200", "--from", table, "-o", out)
     (row,) = csv.DictReader(out.read_text().splitlines())
-    assert float(row["model_time_s"]) == pytest.approx(25.2e-6)
+    assert float(row["model_time_s"]) == pytest.approx(29e-6)
+
+
+def test_whole_numbers_may_be_written_as_programs_do() -> None:
+    assert make_request("gemm", {"M": 128.0, "N": 4096, "K": 64}) == make_request(
+        "gemm", {"M": 128, "N": 4096, "K": 64}
+    )
+    with pytest.raises(ConfigError, match=r"M is 1.5, but must be a whole number"):
+        make_request("gemm", {"M": 1.5, "N": 4096, "K": 64})
 
 
 def test_notes_name_back_ends_that_count_where_they_exist() -> None:
@@ -108,6 +117,10 @@ def test_notes_name_back_ends_that_count_where_they_exist() -> None:
         ("gem M=1", "unknown operator kind 'gem', nearest is 'gemm'"),
         ("gemm M=1 N=2", "gemm lacks K; it needs M, N, K"),
         ("gemm M=1 N=2 K=0", "K is 0, but must be at least 1"),
+        ("gemm M=1 N=2 K=1099511627777", "K is 1099511627777, but must be at most 1099511627776 (2^40)"),
+        # (1000000 x 8 + 8 x 1000000 + 1000000 x 1000000) x 2 bytes.
+        ("gemm M=1000000 N=1000000 K=8", "gemm needs 1,862.7 GiB for operands and results, but the memory of h200"),
+        ("all_gather bytes=100000000000 gpus=8", "all_gather needs 745.1 GiB"),
         ("gemm M=1 N=2 K=x", "K is 'x', but must be a whole number"),
         ("gemm M=1 N=2 K=3 Q=4", "unknown key 'Q' in gemm"),
         ("gemm M=1 N=2 K=3 M=4", "M is given twice"),
@@ -192,4 +205,3 @@ def test_statistics_by_hand() -> None:
     found = statistics("a", "time", points)
     assert (found.rows, found.mean, found.median, found.p95, found.bias) == pytest.approx((4, 0.15, 0.15, 0.3, 0.05))
     assert [p.name for p in found.worst] == ["2", "1", "0"]
-

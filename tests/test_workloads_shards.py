@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.config import ConfigError
+from sim.engine import simulate
+from sim.kinds import engine_for, load_hardware
 from workloads import load_workload
 from workloads.scenario import Workload, make_workload
 from workloads.trace import CollectiveAttrs, Op, OpKind, Role
@@ -76,6 +79,45 @@ def test_a_stage_of_a_pipeline_works_on_parts_in_turn() -> None:
     assert received == CollectiveAttrs("send_recv", 2 * 5120 * 2, 2)
 
 
+def test_a_pipeline_is_filled_once_before_its_last_stage_has_work() -> None:
+    """Four requests over two stages in chunks of 160: two parts in turn, of which a part drops out when it is done."""
+    cut = workload(phase="prefill", chunk=160, parallel={"pipeline": 2}).trace()
+    check_trace(cut)
+    whole = workload(phase="prefill", chunk=160).trace()
+    assert [p.tokens for p in cut.passes] == [p.tokens for p in whole.passes] == [580, 340, 80]
+    assert [p.generated for p in cut.passes] == [p.generated for p in whole.passes] == [1, 2, 1]
+    # 400 and 200 are the first part, 300 and 100 the second; the last 80 positions belong to the first.
+    assert [{b.name.partition(".")[0] for b in p.blocks} for p in cut.passes] == [{"part0", "part1"}] * 2 + [{"part0"}]
+    # The first part's second chunk is its longest but for its heads: 200 new positions after the first chunk's 320.
+    assert sorted(p.fill for p in cut.passes) == [0, 0, 1]
+    assert cut.passes[0].fill == 1
+    # Fewer requests than stages are that many parts.
+    (alone,) = workload(phase="prefill", lengths=[64], parallel={"pipeline": 4}).trace().passes
+    assert ({b.name.partition(".")[0] for b in alone.blocks}, alone.fill) == ({"part0"}, 3)
+
+
+@pytest.mark.parametrize("machine", ["h200", "npu-hbm2"])
+def test_the_first_token_comes_after_fill_and_all_parts(machine: str) -> None:
+    """Two stages, two parts alike: the last stage waits for the one before it, which has no head to compute."""
+    keys = {"phase": "prefill", "model": "llama-3.2-1b", "lengths": [16] * 2, "parallel": {"pipeline": 2}}
+    work = workload(**keys)
+    hardware = load_hardware(machine)
+    engine = engine_for(hardware)
+    report = simulate(hardware, work, engine=engine)
+    (part,), (got,) = work.trace().passes, report.passes
+    assert part.fill == 1
+    alone = engine.run(part)
+    stage = engine.run(replace(part, blocks=part.blocks[:2], fill=0)).schedule.makespan_ps
+    assert [b.name for b in part.blocks[:3]] == ["part0.receive", "part0.layers", "part0.head"]
+    assert got.schedule.makespan_ps == alone.schedule.makespan_ps + stage
+    assert int(got.schedule.start_ps.min()) == int(alone.schedule.start_ps.min()) + stage
+    assert report.summary["ttft_s"] == report.summary["time_s"] == got.schedule.makespan_ps / 1e12
+    # Nothing is done while it waits, but the memory stands by.
+    assert got.schedule.memory.commands == alone.schedule.memory.commands
+    standby = [sum(r.schedule.memory.standby_ps.values()) / r.schedule.makespan_ps for r in (got, alone)]
+    assert standby[0] == pytest.approx(standby[1], rel=1e-6)
+
+
 def test_experts_are_shared_and_rows_travel() -> None:
     """Mixtral: 8 experts of which each token takes 2; four devices have 2 experts and a request each."""
     cut = workload(model="mixtral-8x7b", parallel={"expert": 4})
@@ -118,7 +160,8 @@ def test_no_choice_of_an_expert_is_lost(requests: int, expert: int, tensor: int)
         ({"parallel": {"pipeline": 3}}, "parallel.pipeline: is 3, but gpt3-13b has 40 layers"),
         ({"parallel": {"pipeline": 8}}, "a batch of 4 keeps no more than 4 stages busy"),
         ({"model": "gemma-3-27b", "parallel": {"pipeline": 2}}, "not all alike"),
-        ({"phase": "prefill", "parallel": {"pipeline": 2}}, "only phase decode"),
+        ({"model": "bert-large", "phase": "encode", "parallel": {"pipeline": 2}}, "only prefill, decode and generate"),
+        ({"phase": "generate", "steps": 3, "parallel": {"pipeline": 8}}, "keeps no more than 4 stages busy"),
         ({"parallel": {"tensor": 0}}, "parallel.tensor"),
         ({"parallel": {"expert": 2}}, "parallel.expert: is 2, but gpt3-13b has no experts"),
         ({"model": "mixtral-8x7b", "parallel": {"expert": 3}}, "8 experts, which that does not divide"),

@@ -15,7 +15,7 @@ from workloads.attention import LatentForm, Positions, emit_attention
 from workloads.emit import Emitter, FormatChoice
 from workloads.ffn import INDEX_FORMAT, emit_ffn
 from workloads.models import LayerKind, Model
-from workloads.shards import WHOLE, Parallel, micro_batches
+from workloads.shards import WHOLE, Parallel, deal, micro_batches
 from workloads.trace import (
     CARRIED,
     Block,
@@ -382,25 +382,48 @@ def group_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 def prefill_passes(builder: Builder, lengths: Sequence[int], chunk: int | None = None, context: int = 0) -> list[Pass]:
     """Process prompts of `lengths` after `context` cached positions each, at most `chunk` positions of a request a
-    pass.
+    pass. In a pipeline, a stage works on parts of the batch in turn, as many as there are stages or requests.
 
     Requests advance together and a shorter one drops out. A pass computes the head for the requests that it finishes.
     """
     longest = max(lengths)
     step = min(chunk or longest, longest)
     starts = range(0, longest, step)
+    stages = builder.parallel.pipeline
+    parts = deal(lengths, min(stages, len(lengths)))
     passes = []
     for number, start in enumerate(starts):
-        left = [(length - start, count) for length, count in group_lengths(lengths) if length > start]
-        # Requests that are longer than this chunk look alike in it.
-        counts: dict[int, int] = {}
-        for length, count in left:
-            counts[min(step, length)] = counts.get(min(step, length), 0) + count
-        spans = [RequestSpan(count, query, context + start) for query, count in counts.items()]
-        finished = sum(count for length, count in left if length <= step)
         name = "prefill" if len(starts) == 1 else f"prefill.{number}"
-        passes.append(builder.build_pass(name, "prefill", spans, finished, "expanded"))
-    return passes
+        turns = [_prefill_chunk(builder, name, part, start, step, context) for part in parts if max(part) > start]
+        passes.append(turns[0] if stages == 1 else _in_turn(turns))
+    if stages == 1:
+        return passes
+    # The stages before do the longest part once each before the last stage has work: the first part of one chunk.
+    first_flops = [sum(b.flops for b in each.blocks if b.name.startswith("part0.")) for each in passes]
+    slowest = first_flops.index(max(first_flops))
+    return [replace(each, fill=stages - 1) if i == slowest else each for i, each in enumerate(passes)]
+
+
+def _prefill_chunk(builder: Builder, name: str, lengths: Sequence[int], start: int, step: int, context: int) -> Pass:
+    """Positions from `start` on, at most `step` of each request."""
+    left = [(length - start, count) for length, count in group_lengths(lengths) if length > start]
+    # Requests that are longer than this chunk look alike in it.
+    counts: dict[int, int] = {}
+    for length, count in left:
+        counts[min(step, length)] = counts.get(min(step, length), 0) + count
+    spans = [RequestSpan(count, query, context + start) for query, count in counts.items()]
+    finished = sum(count for length, count in left if length <= step)
+    return builder.build_pass(name, "prefill", spans, finished, "expanded")
+
+
+def _in_turn(turns: Sequence[Pass]) -> Pass:
+    """A stage of a pipeline works on the parts of a batch in turn.
+
+    Caches are known by name within their block: each part has its own, and all are resident.
+    """
+    blocks = [replace(block, name=f"part{i}.{block.name}") for i, turn in enumerate(turns) for block in turn.blocks]
+    tokens, generated = sum(turn.tokens for turn in turns), sum(turn.generated for turn in turns)
+    return replace(turns[0], blocks=tuple(blocks), tokens=tokens, generated=generated)
 
 
 def decode_passes(builder: Builder, contexts: Sequence[int], steps: int = 1) -> list[Pass]:
@@ -417,13 +440,7 @@ def decode_passes(builder: Builder, contexts: Sequence[int], steps: int = 1) -> 
             passes.append(builder.build_pass(name, "decode", spans[0], latent_form="absorbed"))
             continue
         turns = [builder.build_pass(name, "decode", part, latent_form="absorbed") for part in spans]
-        # Caches are known by name within their block: each part of the batch has its own, and all are resident.
-        blocks = [
-            replace(block, name=f"part{number}.{block.name}")
-            for number, turn in enumerate(turns)
-            for block in turn.blocks
-        ]
-        passes.append(replace(turns[0], blocks=tuple(blocks), tokens=len(contexts), generated=len(contexts)))
+        passes.append(_in_turn(turns))
     return passes
 
 

@@ -353,12 +353,14 @@ def _check_parallel(scenario: Scenario, model: Model, lengths: tuple[int, ...]) 
     """Refuse a cut over devices that the model or the batch does not allow."""
     shard(model, scenario.parallel)
     if scenario.parallel.pipeline > 1:
-        if scenario.phase != "decode":
+        if scenario.phase not in ("prefill", "decode", "generate"):
             raise ConfigError(
-                f"is {scenario.parallel.pipeline}, but only phase decode can be cut into stages, not {scenario.phase}",
+                f"is {scenario.parallel.pipeline}, but only prefill, decode and generate can be cut into stages, not "
+                f"{scenario.phase}",
                 key="parallel.pipeline",
             )
-        micro_batches(shares(lengths, scenario.parallel.expert)[0], scenario.parallel.pipeline)
+        if scenario.phase != "prefill" and (scenario.steps or 1) > (scenario.phase == "generate"):
+            micro_batches(shares(lengths, scenario.parallel.expert)[0], scenario.parallel.pipeline)
     shares(lengths, scenario.parallel.expert)
     if scenario.parallel.expert > 1 and scenario.methods:
         raise ConfigError(

@@ -98,7 +98,7 @@ def micro_batches(lengths: Sequence[int], stages: int) -> list[tuple[int, ...]]:
             f"is {stages}, but a batch of {len(lengths)} keeps no more than {len(lengths)} stages busy",
             key="parallel.pipeline",
         )
-    return _deal(lengths, stages)
+    return deal(lengths, stages)
 
 
 def shares(lengths: Sequence[int], devices: int) -> list[tuple[int, ...]]:
@@ -110,9 +110,10 @@ def shares(lengths: Sequence[int], devices: int) -> list[tuple[int, ...]]:
             f"is {devices}, but a batch of {len(lengths)} leaves some of the devices without a request",
             key="parallel.expert",
         )
-    return _deal(lengths, devices)
+    return deal(lengths, devices)
 
 
-def _deal(lengths: Sequence[int], parts: int) -> list[tuple[int, ...]]:
+def deal(lengths: Sequence[int], parts: int) -> list[tuple[int, ...]]:
+    """The requests dealt out by length; the first part is the longest."""
     ordered = sorted(lengths, reverse=True) if parts > 1 else list(lengths)
     return [tuple(ordered[i::parts]) for i in range(parts)]

@@ -255,7 +255,8 @@ class Block:
 class Pass:
     """One run through (part of) the model: `tokens` positions processed, `generated` new tokens, `repeat` times over.
 
-    `model` names another model than the trace's (a draft), `device` another device than the main one.
+    `model` names another model than the trace's (a draft), `device` another device than the main one. `fill` stages of
+    a pipeline work on the first part of the batch before this one does, which waits for them.
     """
 
     name: str
@@ -266,10 +267,11 @@ class Pass:
     repeat: int = 1
     model: str = ""
     device: str = "main"
+    fill: int = 0
 
     def __post_init__(self) -> None:
-        if self.repeat < 1 or self.tokens < 0 or self.generated < 0:
-            raise ValueError(f"pass {self.name}: needs repeat >= 1, tokens >= 0, generated >= 0")
+        if self.repeat < 1 or self.tokens < 0 or self.generated < 0 or self.fill < 0:
+            raise ValueError(f"pass {self.name}: needs repeat >= 1, tokens >= 0, generated >= 0, fill >= 0")
 
     @property
     def work(self) -> Work:

@@ -66,7 +66,10 @@ def energy_rows(
         ))  # fmt: skip
         time_ps = times * result.schedule.makespan_ps
         rows.append(EnergyRow("leakage", "idle", time_ps, "ps", machine.power.idle, "power.idle of the machine"))
-        rows.append(EnergyRow("leakage", "active", time_ps, "ps", active_w(machine, clock), "power.active, " + source))
+        # Before its first kernel a device waits for others, as in a pipeline.
+        told = "power.active, " + source
+        active_ps = time_ps - times * int(result.schedule.start_ps.min(initial=result.schedule.makespan_ps))
+        rows.append(EnergyRow("leakage", "active", active_ps, "ps", active_w(machine, clock), told))
     return sorted(_merged(rows), key=lambda row: COMPONENTS.index(row.component))
 
 

@@ -6,6 +6,7 @@ repetition, since power is limited on average over many kernels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,8 +14,9 @@ import numpy as np
 
 from sim.capacity import without_tier
 from sim.errors import ConfigError
-from sim.gpu.cost import Cost, launched
+from sim.gpu.cost import Cost, chain, launched
 from sim.gpu.lower import lower
+from sim.gpu.overlap import Overlapped, overlapped, pairs
 from sim.gpu.power import Running, counted, sustained
 from sim.gpu.schema import Gpu
 from sim.links.collectives import collective
@@ -28,12 +30,16 @@ TENSOR, VECTOR, MEMORY, LINK, LAUNCH = range(5)
 
 
 class _Step(NamedTuple):
-    """One operator costed: its kernels, or the time and bytes of a link."""
+    """One operator costed: its kernels, or the time and bytes of a link. `beside`: the pair of operators that it is one
+    of, cut into parts that overlap; the first of the two `leads`.
+    """
 
     cost: Cost | None
     link_ps: int
     link_bytes: int
     decisions: dict[str, str]
+    beside: Overlapped | None = None
+    leads: bool = False
 
 
 class GpuEngine:
@@ -57,16 +63,20 @@ class GpuEngine:
     def _simulate(self, work: Pass) -> PassResult:
         gpu = self.machine
         steps = {id(op): self._step(op) for block in work.blocks for op in block.ops}
+        placed = {id(block): self._placed(block.ops, steps) for block in work.blocks}
         order = [
-            (block, layer, op) for block in work.blocks for layer in range(block.repeat) for op in block.ops
-        ]  # fmt: skip
-        running = sustained(gpu, counted(s.cost for _, _, op in order if (s := steps[id(op)]).cost is not None))
+            (block, layer, op, step)
+            for block in work.blocks
+            for layer in range(block.repeat)
+            for op, step in zip(block.ops, placed[id(block)], strict=True)
+        ]
+        running = sustained(gpu, counted(step.cost for *_, step in order if step.cost is not None))
         columns: dict[str, list[int]] = {name: [] for name in (*_WORK, "unit", "op", "start", "end")}
         ops: list[OpRow] = []
         now = read = written = 0
-        tables = {key: _tasks(gpu, step, running) for key, step in steps.items()}
-        for number, (block, layer, op) in enumerate(order):
-            step, (length, tasks) = steps[id(op)], tables[id(op)]
+        tables = {id(step): _tasks(step, running) for some in placed.values() for step in some}
+        for number, (block, layer, op, step) in enumerate(order):
+            length, tasks = tables[id(step)]
             for task in tasks:
                 for name, value in task.items():
                     columns[name].append(value + now if name in ("start", "end") else value)
@@ -90,6 +100,34 @@ class GpuEngine:
             tasks=TaskTable(unit=table["unit"], op=table["op"], **{name: table[name] for name in _WORK}),
             schedule=Schedule(table["start"], table["end"], table["end"], now, memory),
         )  # fmt: skip
+
+    def _placed(self, ops: Sequence[Op], known: dict[int, _Step]) -> list[_Step]:
+        """The steps of a block in order; products and collectives that are faster cut into parts that overlap are so
+        cut.
+        """
+        gpu = self.machine
+        steps = [known[id(op)] for op in ops]
+        if gpu.overlap is None:
+            return steps
+        for i, product_first in pairs(ops).items():
+            at, other = (i, i + 1) if product_first else (i + 1, i)
+            product, carried = steps[at], steps[other]
+            assert product.cost is not None
+            whole_s = product.cost.time_s(float(gpu.clock.maximum)) + carried.link_ps / PS_PER_S
+            found = overlapped(gpu, ops[at], ops[other], product_first, whole_s)
+            if found is None:
+                continue
+            told = f"{len(found.parts)} parts beside "
+            steps[at] = _Step(
+                chain(found.parts), 0, 0, found.parts[0].kernels()[0].decisions | {"overlap": told + ops[other].name},
+                found, product_first,
+            )  # fmt: skip
+            steps[other] = _Step(
+                None, 0, 0, carried.decisions | {"overlap": told + ops[at].name, "algorithm": found.each.algorithm,
+                                                 "protocol": found.each.protocol},
+                found, not product_first,
+            )  # fmt: skip
+        return steps
 
     def _step(self, op: Op) -> _Step:
         gpu = self.machine
@@ -136,17 +174,44 @@ def units(gpu: Gpu, clock_hz: float) -> tuple[UnitRow, ...]:
     )
 
 
-def _tasks(gpu: Gpu, step: _Step, running: Running) -> tuple[int, list[dict[str, int]]]:
+def _tasks(step: _Step, running: Running) -> tuple[int, list[dict[str, int]]]:
     """(length in ps, tasks with times from the operator's start) of one operator.
 
     Of each kernel, launch and start come first; then compute and memory work side by side, the longer until the end.
     """
+    if step.beside is not None:
+        return _beside(step, step.beside, running)
     if step.cost is None:
         if not step.link_ps:
             return 0, [_task(LAUNCH, 0, 0)]
         return step.link_ps, [_task(LINK, 0, step.link_ps, link_bytes=step.link_bytes)]
+    return _kernels(step.cost, running)
+
+
+def _beside(step: _Step, pair: Overlapped, running: Running) -> tuple[int, list[dict[str, int]]]:
+    """The same for one operator of a pair that overlaps: the leading one has the length of both, in which the other's
+    tasks lie too.
+    """
+    total = round(pair.time_s(running.clock_hz) * PS_PER_S)
+    origin = 0 if step.leads else -total
+    tasks: list[dict[str, int]] = []
+    for part, (start, _, sends, carried) in zip(pair.parts, pair.spans_s(running.clock_hz), strict=True):
+        if step.cost is None:
+            sent = round(pair.each.sent_bytes)
+            tasks.append(_task(LINK, *(origin + round(at * PS_PER_S) for at in (sends, carried)), link_bytes=sent))
+            continue
+        begin = round(start * PS_PER_S)
+        for task in _kernels(part, running)[1]:
+            # Each time is rounded on its own; none may leave the pair's.
+            times = {key: origin + min(total, begin + task[key]) for key in ("start", "end")}
+            tasks.append({**task, **times})
+    return (total if step.leads else 0), tasks
+
+
+def _kernels(cost: Cost, running: Running) -> tuple[int, list[dict[str, int]]]:
+    """Kernels after each other: (length in ps, tasks)."""
     tasks, now = [], 0
-    for part in step.cost.kernels():
+    for part in cost.kernels():
         fixed = round((part.fixed_s + part.fixed_cycles / running.clock_hz) * PS_PER_S)
         end = now + max(round(part.time_s(running.clock_hz) * PS_PER_S), fixed)
         core, memory = part.core_cycles / running.clock_hz, part.memory_s

@@ -38,12 +38,18 @@ class Product(NamedTuple):
 
 
 class _Tiles(NamedTuple):
-    """The catalogue as columns, one entry a tile and split; `along_m`: matrix instructions are stacked along m."""
+    """The catalogue as columns, one entry a tile and split; `along_m`: matrix instructions are stacked along m.
+
+    `edges` are the lengths that edges have; `m_edge` and `n_edge` say where in them each entry's are.
+    """
 
     m: NDArray[np.float64]
     n: NDArray[np.float64]
     split: NDArray[np.float64]
     along_m: NDArray[np.bool_]
+    edges: NDArray[np.float64]
+    m_edge: NDArray[np.int64]
+    n_edge: NDArray[np.int64]
 
 
 @lru_cache(maxsize=16)
@@ -57,7 +63,9 @@ def _catalogue(gpu: Gpu) -> _Tiles:
                 for split in kernels.splits:
                     rows += [(long, short, split, True), (short, long, split, False)]
     columns = np.array(rows, np.float64).T
-    return _Tiles(columns[0], columns[1], columns[2], columns[3] > 0)
+    edges = np.unique(columns[:2])
+    m_edge, n_edge = np.searchsorted(edges, columns[0]), np.searchsorted(edges, columns[1])
+    return _Tiles(columns[0], columns[1], columns[2], columns[3] > 0, edges, m_edge, n_edge)
 
 
 def bytes_of(number_format: str) -> float:
@@ -167,21 +175,24 @@ def _traffic(gpu: Gpu, product: Product, tiles: _Tiles, size: float) -> tuple[ND
     """
     room = gpu.l2.capacity * gpu.l2.share
     first, second = product.m * product.k * size, product.n * product.k * size
+    groups = np.array(gpu.library.gemm.group, np.float64)[:, None]
     best: NDArray[np.float64] | None = None
     order = np.ones_like(tiles.m)
-    for edge, whole, other in ((tiles.m, first, second), (tiles.n, second, first)):
-        extent = product.m if edge is tiles.m else product.n
-        for group in gpu.library.gemm.group:
-            rows = np.minimum(group * edge, extent)
-            groups = np.ceil(extent / rows)
-            held = rows * product.k * size
-            # What the waves in flight touch of the other operand has to stay beside the group.
-            again = np.where(other <= room - np.minimum(held, room), 1.0, groups)
-            kept = np.where(held <= room, 1.0, np.ceil(held / room))
-            bytes_read = product.batch * (whole * kept + other * again)
-            better = np.ones_like(edge, bool) if best is None else bytes_read < best
-            order = np.where(better, group, order)
-            best = bytes_read if best is None else np.minimum(best, bytes_read)
+    for edge, extent, whole, other in (
+        (tiles.m_edge, product.m, first, second), (tiles.n_edge, product.n, second, first)
+    ):  # fmt: skip
+        # Traffic follows from the length of this edge alone, and a catalogue has few.
+        rows = np.minimum(groups * tiles.edges, extent)
+        held = rows * product.k * size
+        # What the waves in flight touch of the other operand has to stay beside the group.
+        again = np.where(other <= room - np.minimum(held, room), 1.0, np.ceil(extent / rows))
+        kept = np.where(held <= room, 1.0, np.ceil(held / room))
+        moved = product.batch * (whole * kept + other * again)
+        chosen = np.argmin(moved, axis=0)
+        bytes_read = moved[chosen, np.arange(len(tiles.edges))][edge]
+        group = groups[chosen, 0][edge]
+        order = group if best is None else np.where(bytes_read < best, group, order)
+        best = bytes_read if best is None else np.minimum(best, bytes_read)
     assert best is not None
     return best, order
 

@@ -71,12 +71,19 @@ def product_format(gpu: Gpu, op: Op) -> str:
     return max(formats, key=bytes_of)
 
 
-def _matmul(gpu: Gpu, op: Op, attrs: MatmulAttrs) -> Cost:
+def product_cost(gpu: Gpu, op: Op, parts: int = 1) -> Cost:
+    """The kernels of a product, or of one of `parts` into which its rows are cut, without launches."""
+    assert isinstance(op.attrs, MatmulAttrs)
+    return _matmul(gpu, op, op.attrs, parts)
+
+
+def _matmul(gpu: Gpu, op: Op, attrs: MatmulAttrs, parts: int = 1) -> Cost:
     number_format = product_format(gpu, op)
     sparse = len(op.inputs) > 1 and _weights_sparse(op.inputs[1])
     sparse = sparse and gpu.sm.sparse is not None and gpu.library.sparse is not None
     rows = attrs.m if attrs.group_m is None else -(-attrs.m // attrs.batch)
     out = op.outputs[0].format if op.outputs else result_format(number_format)
+    rows = -(-rows // parts)
     product = Product(rows, attrs.n, attrs.k, number_format, out, attrs.batch, sparse)
     cost = gemm(gpu, product)
     narrow = op.inputs[1].bytes / (prod(op.inputs[1].shape) * bytes_of(number_format)) if len(op.inputs) > 1 else 1.0

@@ -146,6 +146,13 @@ class Fitted(Strict):
     vector: Share = Field(description="of the issue rate that row-wise and elementwise kernels reach")
 
 
+class Overlap(Strict):
+    """A rule of the software: a product and the collective beside it are cut into parts that overlap, where it pays."""
+
+    chunks: Annotated[int, Field(ge=2, le=64)] = Field(description="parts that the product's rows are cut into")
+    multiprocessors: Positive = Field(description="held by the collective's kernels while a product runs beside them")
+
+
 class Gpu(Machine):
     """A machine of multiprocessors behind one L2 and one memory."""
 
@@ -161,6 +168,15 @@ class Gpu(Machine):
     fitted: Fitted
     kernels: str = Field(description="name of a kernel library in hwconfigs/kernels or a YAML path")
     links: Links | None = Field(default=None, description="how devices of this kind are joined")
+    overlap: Overlap | None = Field(default=None, description="of collectives with products; none: one after another")
+
+    @model_validator(mode="after")
+    def _held(self) -> Gpu:
+        if self.overlap is not None and self.overlap.multiprocessors >= self.sm.count:
+            raise ValueError(
+                f"overlap.multiprocessors is {self.overlap.multiprocessors}, but must leave some of {self.sm.count}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _energies(self) -> Gpu:

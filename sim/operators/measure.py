@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.errors import ConfigError
-from sim.operators.request import Request, row_request
+from sim.operators.request import Request, held_bytes, row_request
 
 if TYPE_CHECKING:
     from sim.kinds import PassRunner
@@ -34,6 +34,12 @@ class Operators:
 
     def measure(self, request: Request) -> Answer:
         """Times, power, energy and bound of one operator. Raises ConfigError where the machine cannot run it."""
+        needed, have = held_bytes(request), self.machine.capacity_bytes
+        if needed > have:
+            raise ConfigError(
+                f"{request.kind} needs {needed / 2**30:,.1f} GiB for operands and results, but the memory of "
+                f"{self.machine.name} holds {have / 2**30:,.1f} GiB"
+            )
         if self.machine.kind == "gpu":
             return self._on_gpu(request)
         return self._on_engine(request)

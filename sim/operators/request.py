@@ -25,6 +25,9 @@ SIZES: Mapping[str, tuple[str, ...]] = {
 FURTHER: Mapping[str, Mapping[str, Any]] = {"attention": {"causal": False, "backend": ""}, "layer": {"backend": ""}}
 """Keys that a kind may have, with what holds without them."""
 
+MOST = 2**40
+"""Largest size; beyond it products of sizes would leave 64-bit numbers."""
+
 DTYPE = "bf16"
 NAMES = {"fp8": "fp8_e4m3", "half": "fp16", "float16": "fp16", "bfloat16": "bf16"}
 """Other names of number formats."""
@@ -40,6 +43,24 @@ class Request:
 
     def __getitem__(self, key: str) -> int:
         return int(self.sizes[key])
+
+
+def held_bytes(request: Request) -> int:
+    """Bytes of the operands and results that a device must hold for the operator; 0 for a whole layer."""
+    kind, bits = request.kind, format_bits(request.format)
+    if kind in COLLECTIVES:
+        return request["bytes"] * (request["gpus"] if kind == "all_gather" else 1)
+    if kind in ("gemm", "gemm_2:4", "bmm"):
+        m, n, k = request["M"], request["N"], request["K"]
+        elements = (m * k + n * k + m * n) * int(request.sizes.get("B", 1))
+    elif kind == "attention":
+        rows = request["Hq"] * request["Lq"] + request["Hkv"] * request["Lk"]
+        elements = 2 * request["B"] * rows * request["D"]
+    elif kind == "layer":
+        return 0
+    else:
+        elements = (3 if kind == "add" else 2) * request["R"] * request["C"]
+    return int(elements * bits) // 8
 
 
 def make_request(kind: str, values: Mapping[str, Any], hint: str = "") -> Request:
@@ -91,11 +112,13 @@ def _value(kind: str, key: str, value: Any) -> Any:
         raise ConfigError(f"{kind}: causal is {value!r}, but must be true or false")
     least = 0 if key in ("ctx", "bytes") else 1
     try:
-        number = int(str(value))
+        # Tables written by programs have 128.0 for 128.
+        number = int(value) if isinstance(value, float) and value.is_integer() else int(str(value))
     except ValueError:
         raise ConfigError(f"{kind}: {key} is {value!r}, but must be a whole number") from None
-    if not least <= number < 2**50:
-        raise ConfigError(f"{kind}: {key} is {number}, but must be at least {least}")
+    if not least <= number <= MOST:
+        bound = f"at least {least}" if number < least else f"at most {MOST} (2^40)"
+        raise ConfigError(f"{kind}: {key} is {number}, but must be {bound}")
     return number
 
 
