@@ -20,6 +20,7 @@ import yaml
 from sim.base import load_based
 from sim.kinds import load_hardware
 from tests.conftest import ROOT, Outcome
+from tests.onnx_models import decoder
 from tests.test_cli import MODEL, SCENARIO
 from tests.test_sweep import own_cache  # noqa: F401
 from workloads import load_workload
@@ -44,6 +45,7 @@ NO_COMMAND = {"opcycle model": "a file of kind `opcycle/model`, said in passing"
 READ_ONLY = {
     "simulate": "whole models: seconds to minutes each",
     "validate": "its own tests run the sets, for seconds each",
+    "claims": "its own tests compute some; all take a minute",
 }
 """Commands that are read to their inputs, which must exist and fit each other, but not run, and why."""
 TESTED = {
@@ -78,6 +80,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("tiny-decode.yaml").write_text(SCENARIO)
     Path("my-decode.yaml").write_text(blocks(ROOT / "docs" / "workloads.md", "yaml")[0])
     shutil.copy(ROOT / "hwconfigs" / "graphs" / "two-nodes.yaml", "graph.yaml")
+    decoder(Path("model.onnx"), 2, 64, 4, 2, 128, 96, 256)
     Path("sweep.yaml").write_text(
         "schema: opcycle/sweep/1\nhardware: a100-roofline\nworkload: ./tiny-decode.yaml\n"
         "axes: {hw.memory.channels: [16, 32, 64, 128], workload.batch: [1, 2, 4, 8]}\nset: {hw.die: null}\n"
@@ -123,6 +126,12 @@ def read(arguments: list[str]) -> None:
         from sim.validation.sets import SETS
 
         assert {word for word in arguments[1:] if word[0] != "-" and word != "pictures"} <= set(SETS)
+        return
+    if arguments[0] == "claims":
+        from sim.claims.schema import chosen
+
+        named = [word for before, word in pairwise(arguments) if word[0] != "-" and before != "-o"]
+        assert chosen([word for word in named if word != "mine.yaml"])
         return
     settings = [b.split("=", 1) for a, b in pairwise(arguments) if a == "--set"]
     own: dict[str, dict[str, object]] = {"hw": {}, "workload": {}}

@@ -171,3 +171,10 @@ def test_the_command_writes_a_trace_that_is_read_back(files: dict[str, Path], tm
     again = load_workload(out).trace()
     assert told["flops"] == again.flops == loaded(files["decoder"]).flops
     assert again == loaded(files["decoder"])
+
+
+def test_more_tokens_than_the_table_has_rows(tmp_path: Path) -> None:
+    trace = loaded(decoder(tmp_path / "few.onnx", 1, 32, 2, 1, 64, 8, 64), **{"dims.batch": 2, "dims.sequence": 16})
+    (gather,) = (op for p in trace.passes for b in p.blocks for op in b.ops if op.name == "embedding")
+    assert gather.inputs[0].shape == (8, 32)
+    assert gather.attrs.rows == 32  # type: ignore[union-attr]

@@ -48,6 +48,7 @@ class Schema(StrEnum):
     area = "area"
     sweep = "sweep"
     lengths = "lengths"
+    claims = "claims"
 
 
 def check(
@@ -152,6 +153,10 @@ def _validate(kind: Schema, file: Path) -> None:
         from sim.sweep.spec import load_spec
 
         load_spec(file)
+    elif kind is Schema.claims:
+        from sim.claims.schema import read_claims
+
+        read_claims(file)
     elif kind is Schema.trace:
         from workloads import read_trace
 
@@ -178,6 +183,7 @@ _MODELS = {
     Schema.method: ("workloads.methods", "Method"),
     Schema.unit: ("sim.arithmetic", "ArithmeticUnit"),
     Schema.area: ("sim.area", "Silicon"),
+    Schema.claims: ("sim.claims.schema", "Claims"),
     Schema.model: ("workloads.models", "Model"),
     Schema.workload: ("workloads.scenario", "Scenario"),
     Schema.trace: ("workloads.trace_file", "trace_schema"),

@@ -219,8 +219,9 @@ def _gather(t: Translation, node: Node) -> None:
     table, width = t.graph.values[node.inputs[0]], out.shape[-1] if out.shape else 1
     rows = max(1, out.elements // width)
     fixed = t.graph.fixed(node.inputs[0])
+    held = min(rows, max(1, table.elements // width))  # a row that is asked for twice is still one of the table's
     source = Tensor(
-        node.inputs[0] if fixed else _tensor(t, node.inputs[0]).name, (rows, width), table.format,
+        node.inputs[0] if fixed else _tensor(t, node.inputs[0]).name, (held, width), table.format,
         Role.WEIGHT if fixed else Role.ACTIVATION, whole=table.shape,
     )  # fmt: skip
     move = MoveAttrs("embedding" if fixed else "rows", rows, storage_bytes((width,), table.format))
