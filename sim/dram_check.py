@@ -3,7 +3,8 @@
 It reads the table as it stands in the YAML file, not the kernel's compiled form, and works per rule over sorted arrays:
 for every command, the latest earlier commands that the rule speaks of. Besides the rules it checks what they take for
 granted: rows open before columns, no row opened twice, closed banks before refreshes, one command at a time on each
-command bus, one burst at a time on the data bus, and refreshes that come in time. A same-bank refresh (REFsb: a rank
+command bus, one burst at a time on the data bus, refreshes that come in time, and ranks that sleep closed and take no
+command before they are awake. A same-bank refresh (REFsb: a rank
 and a bank number, whatever the group) concerns that bank of every group; its rules at level bank each of them.
 """
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = 10
 ONE_BANK, SAME_BANK = COMMANDS.index("REFpb"), COMMANDS.index("REFsb")
+ASLEEP, AWAKE = -1, -2
+"""What the log of a memory whose ranks sleep has besides commands: from when to when a rank slept."""
 OF_ROWS = tuple(COMMANDS.index(name) for name in ("ACT", "RD", "WR"))
 POSTPONED = 9
 """Longest time between two refreshes of a rank, in intervals: JEDEC lets a controller postpone eight."""
@@ -66,6 +69,9 @@ def check_log(memory: Memory, log: NDArray[np.int64]) -> Violations:
         from sim.pim.check import check_pim_log
 
         return check_pim_log(memory, log)
+    sleeps = log[:0]
+    if memory.exit_timing and log.ndim == 2 and log.shape[1] == 6:
+        log, sleeps = log[log[:, 0] >= 0], log[log[:, 0] < 0]
     columns = _columns(memory, log)
     kind, tick = columns.kind, columns.tick
     found: list[tuple[int, str]] = []
@@ -86,6 +92,7 @@ def check_log(memory: Memory, log: NDArray[np.int64]) -> Violations:
             add(bad, f"less than {rule.gap} ticks after {span} in the same {rule.level}".replace("same other", "other"))
     _check_rows(memory, columns, add)
     _check_buses(memory, columns, add)
+    _check_sleep(memory, columns, sleeps, add)
     # What a rank does for itself while it sleeps is in no log.
     if memory.refresh is not Refresh.NONE and memory.exit_timing != "tXS":
         _check_refreshes(memory, columns, add)
@@ -235,6 +242,51 @@ def _check_refreshes(memory: Memory, log: Log, add: Add) -> None:
             add(late, f"more than {limit} ticks after the last refresh of {what}")
             if len(log.tick) and log.tick[-1] - (log.tick[at[-1]] if len(at) else 0) > limit:
                 add(np.array([len(log.tick) - 1]), f"{what} was not refreshed for more than {limit} ticks")
+
+
+def _check_sleep(memory: Memory, log: Log, sleeps: NDArray[np.int64], add: Add) -> None:
+    """A rank sleeps closed and after its time without column commands, takes none then, and the next once it is awake.
+
+    `sleeps`: pairs of log entries, from when to when a rank slept. Raises ConfigError where they are none.
+    """
+    import numpy as np
+
+    if not memory.exit_timing:
+        return
+    awake = memory.timings[memory.exit_timing]
+    idle = memory.controller.power_down_after or 0
+    for r in range(memory.organisation.pseudo_channels * memory.organisation.ranks):
+        own = sleeps[sleeps[:, 2] == r]
+        since, until = own[::2, 1], own[1::2, 1]
+        if len(since) != len(until) or (own[::2, 0] != ASLEEP).any() or (own[1::2, 0] != AWAKE).any():
+            raise ConfigError(f"the command log of rank {r} has sleeps without an end, or ends of none")
+        at = np.flatnonzero(log.rank == r)
+        tick = log.tick[at]
+        if not len(since) or not len(at):
+            continue
+        last = np.searchsorted(since, tick) - 1  # a command in the tick in which a rank falls asleep comes before
+        asleep = (last >= 0) & (tick < until[last] + awake)
+        add(at[asleep], f"less than {awake} ticks after rank {r} woke, or while it sleeps")
+        before = np.searchsorted(tick, since, side="right") - 1  # the command after which it sleeps
+        known = before >= 0
+        column = np.isin(log.kind[at], (COMMANDS.index("RD"), COMMANDS.index("WR")))
+        used = np.maximum.accumulate(np.where(column, tick, -idle))[before]
+        add(at[before[known & (used + idle > since)]], f"rank {r} sleeps less than {idle} ticks after it")
+        opened = np.zeros(len(since), np.int64)
+        whole = _latest(at[log.kind[at] == COMMANDS.index("PREA")], at[before])
+        for bank in np.unique(log.bank[at][log.kind[at] == COMMANDS.index("ACT")]):
+            mine = at[log.bank[at] == bank]
+            act = _latest(mine[log.kind[mine] == COMMANDS.index("ACT")], at[before])
+            pre = _latest(mine[log.kind[mine] == COMMANDS.index("PRE")], at[before])
+            opened += act > np.maximum(pre, whole)
+        add(at[before[known & (opened > 0)]], f"rank {r} sleeps after it with a row open")
+
+
+def _latest(of: NDArray[np.int64], at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each of `at` the last of `of` (ascending) that is not after it, or -1."""
+    import numpy as np
+
+    return np.concatenate([[-1], of])[np.searchsorted(of, at, side="right")]
 
 
 def _check_buses(memory: Memory, log: Log, add: Add) -> None:

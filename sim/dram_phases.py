@@ -30,6 +30,7 @@ class Phases(NamedTuple):
     groups: NDArray[np.int64]  # [phases, groups]
     ranks: NDArray[np.int64]  # [phases, ranks]
     rows: NDArray[np.int64]  # [phases, banks]: by bank, the row that the stream comes by next, less that of the period
+    first: NDArray[np.int64]  # [phases, banks]: by bank, the bursts until it does
 
 
 def find_phases(
@@ -90,4 +91,5 @@ def find_phases(
         groups=np.ascontiguousarray(order[:, :: banks // groups] // (banks // groups)),
         ranks=np.ascontiguousarray(order[:, :: banks // ranks] // (banks // ranks)),
         rows=rows,
+        first=first,
     )

@@ -98,8 +98,9 @@ class CommandLog(NamedTuple):
 
 
 def command_log(memory: Memory, logs: Sequence[NDArray[np.int64]]) -> CommandLog:
-    """The logs of all channels, each [commands, (kind, tick, rank, bank group, bank, row)], as one."""
+    """The logs of all channels, each [commands, (kind, tick, rank, bank group, bank, row)], as one; without sleeps."""
     o = memory.organisation
+    logs = [log[log[:, 0] >= 0] for log in logs]
     channel = np.repeat(np.arange(len(logs), dtype=np.int64), [len(log) for log in logs])
     every = np.concatenate(logs) if logs else np.zeros((0, 6), np.int64)
     kind, tick, rank, group, bank, row = (np.ascontiguousarray(column) for column in every.T)

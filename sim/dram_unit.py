@@ -107,8 +107,9 @@ def check_addresses(memory: Memory, requests: Requests, channels: int) -> None:
     if len(beyond):
         i = int(beyond[0])
         raise ConfigError(
-            f"request {i + 1} has address {int(requests.address[i]):#x}, but {channels} channel"
-            f"{'s' if channels > 1 else ''} of {memory.name} end at {capacity:#x}",
+            f"request {i + 1} has address {int(requests.address[i]):#x}, but "
+            + (f"{channels} channels of {memory.name} end" if channels > 1 else f"a channel of {memory.name} ends")
+            + f" at {capacity:#x}",
             line=None if requests.line is None else int(requests.line[i]),
         )
 
@@ -128,17 +129,11 @@ def replay_requests(
     bursts at once, and channels that are given the same requests in turn are served once, with the same cycles and
     counts. steady: allow the steady-state shortcut. Raises ConfigError for an address beyond the memory.
     """
-    import numpy as np
-
     memory.check_channels(channels)
     check_addresses(memory, requests, channels)
     in_flight = min(in_flight, len(requests.address))
     tables = compile_memory(memory, steady)
-    burst = requests.address // memory.burst_bytes
-    block = 1 << memory.channel_position
-    whole, rest = np.divmod(burst, block * channels)
-    channel, inside = np.divmod(rest, block)
-    local = whole * block + inside
+    channel, local = _places(memory, requests.address, channels)
     if not follow and in_flight == 0 and not requests.earliest.any():
         replayed = _serve_alike(memory, tables, channel, local, requests.is_write, channels, log)
         if replayed is not None:
@@ -146,9 +141,23 @@ def replay_requests(
     return _serve_singly(tables, channel, local, requests, channels, log, in_flight)
 
 
+def _places(
+    memory: Memory, address: NDArray[np.int64], channels: int
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+    """Channel (None: the only one) and channel-local burst of byte addresses."""
+    import numpy as np
+
+    burst = address >> (memory.burst_bytes.bit_length() - 1)
+    if channels == 1:
+        return None, burst
+    position = memory.channel_position
+    whole, channel = np.divmod(burst >> position, channels)
+    return channel, whole << position | burst & (1 << position) - 1
+
+
 def _serve_singly(
     tables: DramTables,
-    channel: NDArray[np.int64],
+    channel: NDArray[np.int64] | None,
     local: NDArray[np.int64],
     requests: Requests,
     channels: int,
@@ -160,6 +169,8 @@ def _serve_singly(
 
     from sim.kernels.dram_trace import replay
 
+    if channel is None:
+        channel = np.zeros(len(local), np.int64)
     earliest = requests.earliest * tables.front_ticks
     state = new_state(tables, channels, ring=1, log=log, requests=len(channel))
     accepted = np.zeros(len(channel), np.int64)
@@ -174,7 +185,7 @@ def _serve_singly(
 def _serve_alike(
     memory: Memory,
     tables: DramTables,
-    channel: NDArray[np.int64],
+    channel: NDArray[np.int64] | None,
     local: NDArray[np.int64],
     is_write: NDArray[np.int64],
     channels: int,
@@ -191,16 +202,17 @@ def _serve_alike(
     from sim.kernels.dram_trace import replay_runs
 
     rounds = len(local) // channels
-    whole = rounds * channels
-    first, writes = local[::channels], is_write[::channels]
-    for each, column in ((local, first), (is_write, writes)):
-        if not np.array_equal(each, np.repeat(column, channels)[: len(each)]):
+    first, writes, last = local, is_write, local[:0]
+    if channel is not None:
+        whole = rounds * channels
+        first, writes, last = local[::channels], is_write[::channels], channel[whole:]
+        for each, column in ((local, first), (is_write, writes)):
+            if not np.array_equal(each, np.repeat(column, channels)[: len(each)]):
+                return None
+        turns = np.sort(channel[:whole].reshape(rounds, channels), axis=1)
+        if (turns != np.arange(channels)).any() or len(np.unique(last)) < len(last):
             return None
-    turns = np.sort(channel[:whole].reshape(rounds, channels), axis=1)
-    last = channel[whole:]
-    if (turns != np.arange(channels)).any() or len(np.unique(last)) < len(last):
-        return None
-    new_run = (np.diff(first) != 1) | (np.diff(writes) != 0)
+    new_run = (first[1:] != first[:-1] + 1) | (writes[1:] != writes[:-1])
     begin = np.concatenate([[0], np.flatnonzero(new_run) + 1])
     if len(first) < LONG_RUNS * len(begin) and memory.controller.policy is not Policy.FRFCFS:
         return None

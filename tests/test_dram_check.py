@@ -150,6 +150,53 @@ def test_commands_of_several_ticks_hold_their_bus() -> None:
     assert violations("hbm3", [(ACT, 0, 0, 0, 0, 1), (PRE, 3, 1, 0, 0, 1)]) == ()
 
 
+ASLEEP, AWAKE = -1, -2
+SLEEPY = {"controller.power_down": "fast", "controller.power_down_after": 50, "refresh": "none"}
+SLEEP: list[Row] = [
+    (ACT, 0, 0, 0, 0, 1), (RD, 22, 0, 0, 0, 1), (PRE, 60, 0, 0, 0, 1),
+    (ASLEEP, 72, 0, -1, -1, -1), (AWAKE, 90, 0, -1, -1, -1), (ACT, 100, 0, 0, 0, 2),
+]  # fmt: skip
+
+
+def asleep(*changed: tuple[int, int], name: str = "ddr4-3200-matched", **settings: object) -> tuple[str, ...]:
+    """What the checker says of the log with a sleep, entries moved to other ticks."""
+    rows = [list(row) for row in SLEEP]
+    for index, tick in changed:
+        rows[index][1] = tick
+    memory = load_memory(name, SLEEPY | settings)
+    return check_log(memory, np.array(rows, np.int64)).examples
+
+
+def test_sleeping_ranks() -> None:
+    """tXP is 10 clocks; the rank may sleep 50 after its read."""
+    assert asleep() == ()
+    assert asleep((5, 99)) == ("ACT at tick 99: less than 10 ticks after rank 0 woke, or while it sleeps",)
+    assert asleep((4, 91)) == ("ACT at tick 100: less than 10 ticks after rank 0 woke, or while it sleeps",)
+    assert asleep((3, 71)) == ("PRE at tick 60: rank 0 sleeps less than 50 ticks after it",)
+    assert (
+        asleep((2, 73))
+        == (
+            "PRE at tick 73: less than 10 ticks after rank 0 woke, or while it sleeps",
+            "RD at tick 22: rank 0 sleeps after it with a row open",
+        )[::-1]
+    )
+
+
+def test_self_refresh_is_left_in_its_own_time() -> None:
+    """tXS is 592 clocks."""
+    sleep = {"controller.power_down": "self_refresh"}
+    assert asleep((5, 90 + 592), **sleep) == ()
+    assert asleep((5, 90 + 591), **sleep) == (
+        "ACT at tick 681: less than 592 ticks after rank 0 woke, or while it sleeps",
+    )
+
+
+def test_sleeps_come_in_pairs() -> None:
+    for rows in (SLEEP[:4], [*SLEEP[:3], *SLEEP[4:]]):
+        with pytest.raises(ConfigError, match="rank 0 has sleeps without an end, or ends of none"):
+            check_log(load_memory("ddr4-3200-matched", SLEEPY), np.array(rows, np.int64))
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [

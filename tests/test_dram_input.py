@@ -22,7 +22,7 @@ def trace(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("LD 0\n# far\nLD 0x400000000\n", ":3: request 2 has address 0x400000000, but 1 channel of ddr4-3200 end"),
+        ("LD 0\n# far\nLD 0x400000000\n", ":3: request 2 has address 0x400000000, but a channel of ddr4-3200 ends"),
         ("LD 0\nRD 64\n", ":2: 'RD 64' is no request: write LD or ST, a byte address (decimal or 0x hex) and"),
         ("LD 0\n\nld 64\n", ":3: 'ld 64' is no request"),
         ("LD\n", ":1: 'LD' is no request"),
@@ -98,6 +98,7 @@ def test_channels(refused: Refused, trace: Path) -> None:
 
 def test_window_and_folder(refused: Refused, trace: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    assert "there is no -o" in refused("unit", "dram", "ddr4-3200", trace, "--window", "1 us")
     assert "--window '5' lacks its unit" in refused("unit", "dram", "ddr4-3200", trace, "-o", out, "--window", "5")
     assert "--window '0 ns' is zero" in refused("unit", "dram", "ddr4-3200", trace, "-o", out, "--window", "0 ns")
     assert refused("unit", "dram", "ddr4-3200", trace, "-o", trace) == f"{trace}: is a file, but a result is a folder"

@@ -16,7 +16,10 @@ from sim.kernels.dram import NEVER, advance, push
 from sim.standards import compile_memory, load_memory, new_state
 
 REFRESHED_WHOLE = ("hbm2-neupims", "ddr4-3200", "ddr4-3200-matched", "hbm-onnxim")
-REFRESHED_IN_PARTS = ("hbm2", "hbm3", "ddr5-4800", "gddr6", "lpddr5-6400")
+REFRESHED_IN_PARTS = ("hbm2", "ddr5-4800", "gddr6", "lpddr5-6400")
+REFRESHED_APART = ("hbm2e", "hbm3", "hbm3e")
+"""Several ranks, bank by bank: what is known of a stretch leaves out the banks that the stream is not in."""
+EVERY = (*REFRESHED_WHOLE, *REFRESHED_IN_PARTS, *REFRESHED_APART)
 
 
 @st.composite
@@ -44,7 +47,7 @@ WAITING_WRITES: Work = [
 
 @pytest.mark.kernels
 @settings(max_examples=12, deadline=None)
-@given(name=st.sampled_from((*REFRESHED_WHOLE, *REFRESHED_IN_PARTS)), work=works())
+@given(name=st.sampled_from(EVERY), work=works())
 @example(name="ddr5-4800", work=WAITING_WRITES)
 def test_any_work(name: str, work: Work) -> None:
     memory = load_memory(name)
@@ -52,7 +55,7 @@ def test_any_work(name: str, work: Work) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(name=st.sampled_from((*REFRESHED_WHOLE, *REFRESHED_IN_PARTS)), work=works(), times=st.integers(1, 12))
+@given(name=st.sampled_from(EVERY), work=works(), times=st.integers(1, 12))
 def test_the_same_work_again_and_again(name: str, work: Work, times: int) -> None:
     memory = load_memory(name)
     span = work[-1][3] + 1500
@@ -63,7 +66,7 @@ def test_the_same_work_again_and_again(name: str, work: Work, times: int) -> Non
 def handed_over(name: str, lengths: list[int], jump: int, delay: int, steady: bool) -> tuple[Any, ...]:
     """Completions and counts where two segments are under way and the next is seen `delay` after one has completed."""
     t = compile_memory(load_memory(name), steady)
-    s = new_state(t, 1, 4)
+    s = new_state(t, 1, len(lengths))  # short segments may complete, and others follow them, before a long one does
     s.scalar[0, at.GRACE] = delay
     lo, tick, under_way = 0, 0, 0
     todo = list(enumerate(lengths))
@@ -86,7 +89,7 @@ def handed_over(name: str, lengths: list[int], jump: int, delay: int, steady: bo
 
 @settings(max_examples=60, deadline=None)
 @given(
-    name=st.sampled_from((*REFRESHED_WHOLE, *REFRESHED_IN_PARTS)),
+    name=st.sampled_from(EVERY),
     lengths=st.lists(st.sampled_from([1, 5, 64, 960, 1408]), min_size=1, max_size=12),
     jump=st.sampled_from([0, 0, 64, 4096, 15237]),
     delay=st.sampled_from([1, 16, 50, 300]),
@@ -95,7 +98,54 @@ def test_work_that_waits_for_completions(name: str, lengths: list[int], jump: in
     assert handed_over(name, lengths, jump, delay, True) == handed_over(name, lengths, jump, delay, False)
 
 
-@pytest.mark.parametrize("name", ["ddr4-3200-matched", "ddr4-3200", "hbm2", "hbm2-neupims"])
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(REFRESHED_APART),
+    parts=st.lists(st.tuples(st.integers(0, 2**18), st.integers(2_000, 60_000), st.booleans()), min_size=1, max_size=4),
+    queue=st.sampled_from([8, 32, 64]),
+    changes=st.sampled_from(
+        [
+            {},
+            {"timings.tRREFD": 40},
+            {"timings.tREFIpb": 430},
+            {"timings.tRRD_S": 30},
+            {"command_ticks": {"ACT": 5, "RD": 2, "WR": 2, "REFpb": 7, "PRE": 3}},
+            {"controller.cap": 1},
+        ]
+    ),
+)
+@example(name="hbm2e", parts=[(0, 2000, False), (0, 2000, False), (2000, 2000, False)], queue=8, changes={})
+@example(
+    name="hbm3",
+    parts=[(64, 50000, False), (50064, 300, True), (50364, 9000, False), (0, 2000, False), (2000, 20000, True)],
+    queue=32,
+    changes={"timings.tREFIpb": 700},
+)
+@example(name="hbm2e", parts=[(601, 34393, True), (1, 11648, False)], queue=64, changes={"timings.tRREFD": 40})
+def test_refreshes_beside_long_streams(
+    name: str, parts: list[tuple[int, int, bool]], queue: int, changes: dict[str, Any]
+) -> None:
+    """Also where their commands often get in the way of the stream's."""
+    if name == "hbm3" and "timings.tREFIpb" in changes:
+        changes = {"timings.tREFIpb": 700}
+    memory = load_memory(name, {"queue": queue, **changes})
+    assert compile_memory(memory).apart > 0
+    work = [(lo, n, int(is_write), 0) for lo, n, is_write in parts]
+    assert end_of(memory, work, True) == end_of(memory, work, False)
+
+
+def test_what_is_left_out_of_states() -> None:
+    """Refreshes of single banks have no business with columns, or the stretch beside them says nothing of them."""
+    assert compile_memory(load_memory("hbm3")).apart == 16 + 1  # tRREFD
+    assert compile_memory(load_memory("hbm3"), steady=False).apart == 0
+    for name in (*REFRESHED_WHOLE, *REFRESHED_IN_PARTS):
+        assert compile_memory(load_memory(name)).apart == 0
+    rules = [list(rule) for rule in load_memory("hbm3").rules]
+    for more in (["rank", "REFpb", "RD", 3], ["rank", "RD", "PRE", 3], ["rank", "REFpb", "REFpb", 100, 4]):
+        assert compile_memory(load_memory("hbm3", {"rules": [*rules, more]})).apart == 0
+
+
+@pytest.mark.parametrize("name", ["ddr4-3200-matched", "ddr4-3200", "hbm2", "hbm2-neupims", "hbm3", "hbm3e"])
 def test_streams_are_hardly_stepped(name: str) -> None:
     t = compile_memory(load_memory(name))
     s = new_state(t, 1, 2)

@@ -239,7 +239,7 @@ def test_malformed_line(tmp_path: Path, text: str, line: int) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     trace = write(tmp_path / "t", [(0, 1 << 40)])
-    with pytest.raises(ConfigError, match=r"request 1 has address 0x1.*, but 1 channel of hbm2 end at 0x10000000$"):
+    with pytest.raises(ConfigError, match=r"request 1 has address 0x1.*, but a channel of hbm2 ends at 0x10000000$"):
         run("hbm2", trace)
     with pytest.raises(ConfigError, match="holds no request"):
         run("hbm2", write(tmp_path / "e", []))

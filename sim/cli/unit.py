@@ -72,6 +72,8 @@ def dram(
     from sim.cli.settings import settings
     from sim.dram_unit import run
 
+    if window is not None and output is None:
+        raise ConfigError("--window is the length of a window of the tables that -o DIR writes, but there is no -o")
     result = run(
         memory,
         trace,

@@ -17,7 +17,7 @@ from sim.kernels.dram_peers import (
     tick_dramsim3,
     tick_ramulator,
 )
-from sim.kernels.dram_steady import leap
+from sim.kernels.dram_steady import goes_on, leap
 from sim.kernels.dram_tables import (
     AGE,
     BANK_BITS,
@@ -234,11 +234,11 @@ def step(t, s, c, until, settling, awaited):
             if (
                 t.steady > 0
                 and burst & (t.steady - 1) == 0
-                and (segment[REMAINING, p] > t.steady or (d == 0 and x[SEGMENTS] > 1))
                 and x[WAITING_REFRESH] == 0
                 and log.shape[0] == 0
                 and not working
                 and not (pim and reads_out(pim_table, q, tick))
+                and goes_on(s, c, t.steady, tick)
             ):
                 finished = s.done_count[c]
                 if pim:

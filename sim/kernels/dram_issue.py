@@ -24,7 +24,11 @@ from sim.kernels.dram_tables import (
     CLOSE_FROM,
     CONFLICTS,
     DEBT,
+    DONE_BANK,
+    DONE_PRE,
+    DONE_TICK,
     DUE,
+    EMPTIED,
     ENTRY_BANK,
     ENTRY_ROW,
     FAR,
@@ -42,10 +46,15 @@ from sim.kernels.dram_tables import (
     LAST_END,
     LAST_READ_END,
     LAST_WRITE,
+    LOG_ASLEEP,
+    LOG_AWAKE,
     LOGGED,
+    MARK,
+    MARK_TICK,
     MISSES,
     MODE,
     MOST_AHEAD,
+    MOST_ROWS,
     N_COMMANDS,
     NEAR_R,
     NEVER,
@@ -75,9 +84,12 @@ from sim.kernels.dram_tables import (
     REFS,
     ROUND,
     ROW,
+    ROW_LOG,
+    ROWS_LOGGED,
     SIDE,
     SINCE,
     SLEEP_FROM,
+    SLEPT_FROM,
     STALE,
     STREAK,
     TAIL_R,
@@ -91,6 +103,7 @@ from sim.kernels.dram_tables import (
     WAITING_REFRESH,
     WAITS,
     WANT_R,
+    WOKEN,
     WR,
     bank_and_row,
 )
@@ -236,6 +249,8 @@ def wake(t, bank, near, rank, r, tick):
     """Wake rank `r` if it sleeps; it takes commands once it is awake."""
     if asleep(t, bank, rank, r, tick):
         rank[TIME_ASLEEP, r] += tick - rank[SLEEP_FROM, r]
+        rank[SLEPT_FROM, r] = rank[SLEEP_FROM, r]
+        rank[WOKEN, r] = tick + 1
         rank[SLEEP_FROM, r] = tick
         each = t.groups // t.ranks * N_COMMANDS
         for i in range(r * each, (r + 1) * each):
@@ -532,6 +547,18 @@ def write_log(t, x, log, kind, tick, g, b, row):
         x[LOGGED] = n + 1
 
 
+@leaf
+def log_command(t, x, log, rank, kind, tick, g, b, row):
+    """As `write_log`, after the sleep from which the command's rank was woken."""
+    r = t.rank_of[g]
+    if rank[WOKEN, r] > 0:
+        nothing = np.int64(-1)
+        write_log(t, x, log, np.int64(LOG_ASLEEP), rank[SLEPT_FROM, r], g, nothing, nothing)
+        write_log(t, x, log, np.int64(LOG_AWAKE), rank[WOKEN, r] - 1, g, nothing, nothing)
+        rank[WOKEN, r] = 0
+    write_log(t, x, log, kind, tick, g, b, row)
+
+
 @inlined
 def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, tick):
     """Issue ACT, PRE, RD or WR for the best request of bank `b`; return the entry served, or -1.
@@ -589,6 +616,13 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
             x[OVERDUE] = -1
         remove(x, bank, entry, e, kind - RD)
         choose_mode(t, x)
+        emptied = bank[HEAD_R, b] < 0 and bank[HEAD_W, b] < 0
+        if t.apart > 0 and emptied and bank[EMPTIED, b] < x[MARK_TICK]:
+            bank[EMPTIED, b] = tick
+    if t.apart > 0 and kind <= PRE and x[MARK] >= 0:
+        if x[ROWS_LOGGED] < MOST_ROWS:
+            x[ROW_LOG + x[ROWS_LOGGED]] = tick << 16 | kind << 8 | g
+        x[ROWS_LOGGED] += 1
     count[kind] += 1
     constrain(t, ready, near, ring, kind, b, g, tick)
     choose(t, bank, ready, rank, entry, b, np.int64(0))
@@ -603,7 +637,7 @@ def issue_bank(t, x, bank, ready, near, rank, ring, entry, count, log, kind, b, 
         if t.two_buses == 0:
             x[BUS_COLUMN] = x[BUS_ROW]
     if log.shape[0] > 0:
-        write_log(t, x, log, kind, tick, g, b, row)
+        log_command(t, x, log, rank, kind, tick, g, b, row)
     return served
 
 
@@ -673,9 +707,12 @@ def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
         end_round(t, bank, rank, r, first)
     if kind == PRE or kind == PREA:
         rank[SLEEP_FROM, r] = max(rank[SLEEP_FROM, r], tick)
+        x[DONE_PRE] = tick
         constrain(t, ready, near, ring, kind, b, g, tick)
         plan_refresh(t, bank, ready, rank, r)
     else:
+        x[DONE_BANK] = first
+        x[DONE_TICK] = tick
         constrain_refresh(t, ready, near, ring, first, tick)
         for q in range(UNIT, NEXT_NEAR + 1):
             rank[q, r] = 0
@@ -693,7 +730,7 @@ def issue_rank(t, x, bank, ready, near, rank, ring, entry, count, log, r, tick):
     if t.two_buses == 0:
         x[BUS_COLUMN] = x[BUS_ROW]
     if log.shape[0] > 0:
-        write_log(t, x, log, kind, tick, g, b, row)
+        log_command(t, x, log, rank, kind, tick, g, b, row)
 
 
 @inlined

@@ -9,6 +9,7 @@ import numpy as np
 
 from sim.kernels.dram_issue import choose
 from sim.kernels.dram_tables import (
+    ACT,
     ADDRESS,
     AGE,
     ARRIVAL,
@@ -35,8 +36,10 @@ from sim.kernels.dram_tables import (
     OPEN,
     OVERDUE,
     OWNER,
+    PRE,
     QUEUED_R,
     REF,
+    REFB,
     REFRESHED,
     ROUND,
     ROW,
@@ -47,6 +50,7 @@ from sim.kernels.dram_tables import (
     TAIL_R,
     TOUCHED,
     URGENT_FROM,
+    WR,
     bank_and_row,
 )
 from sim.kernels.jit import inlined, leaf
@@ -56,20 +60,39 @@ from sim.kernels.jit import inlined, leaf
 NEAR_ROWS = 8
 FAR_ROW, NO_ROW, SAME_AS, UNLIKE = 16, 17, 18, 255
 
+APART = 20
+"""In place of the code of the row of a bank apart (`dram_apart`), of which nothing is written down."""
+
 KEPT = 0xFFFFFF
 """In place of how often a row was used that lies still: what it was, as long as it does."""
 
 NEVER_USED = 1 << 10
 """In place of the order of use of a bank that has not been used yet."""
 
-SCALARS = 3
-"""Words before those of ranks and banks: class of the phase; direction, mode and queue lengths; front end and buses."""
+BUSY_BANKS, SCALARS = 3, 4
+"""Words before those of ranks and banks: class of the phase; direction, mode and queue lengths; front end and buses; in
+which banks requests are queued, in bits, where some are left out."""
 
 BANK_WORDS = 1 + (N_COMMANDS + 3 >> 2)
 """Words of a bank: its row and what else there is one of, and its ticks by command, four in a word."""
 
 TICK_BITS = 16
 """Bits of a tick counted from now; states with later ones are not described."""
+
+
+@inlined
+def phase_of(t, burst):
+    """The phase of the address period at a burst."""
+    return (burst & (1 << t.period_bits) - 1) >> t.steady_bits
+
+
+@inlined
+def kinds_of(t, phase):
+    """The class of a phase; where banks are left out that are apart, along with that of the next."""
+    kind = t.phase_kind[phase]
+    if t.apart > 0:
+        kind |= t.phase_kind[(phase + 1) & (t.phase_kind.shape[0] - 1)] << 32
+    return kind
 
 
 @inlined
@@ -96,6 +119,30 @@ def pack(word, n, ticks, first, count, now):
         packed = np.int64(0)
         for i in range(k, min(k + 4, count)):
             ahead = max(ticks[first + i] - now, np.int64(0))
+            wide |= ahead
+            packed |= ahead << TICK_BITS * (i - k)
+        word[n] = packed
+        n += 1
+    return n, wide
+
+
+@inlined
+def pack_bank(t, word, n, own, row, now):
+    """As `pack`, of a bank with open row `row` (-1: closed), without ticks that say nothing.
+
+    No activation or refresh comes before the precharge, which allows it no earlier than so much later; nor does a
+    precharge or a column before the activation.
+    """
+    wide = np.int64(0)
+    before = PRE if row >= 0 else ACT
+    first = max(own[before], now)
+    for k in range(0, N_COMMANDS, 4):
+        packed = np.int64(0)
+        for i in range(k, k + 4):
+            later = i == ACT or i >= REFB if row >= 0 else PRE <= i <= WR
+            ahead = max(own[i] - now, np.int64(0))
+            if later and own[i] <= first + t.gap_bank[before, i]:
+                ahead = np.int64(0)
             wide |= ahead
             packed |= ahead << TICK_BITS * (i - k)
         word[n] = packed
@@ -146,6 +193,26 @@ def lies_still(t, bank, b, code):
 
 
 @inlined
+def row_of_bank(t, bank, phase, b, offset):
+    """The code of the open row of bank `b`, or NO_ROW."""
+    if bank[ROW, b] < 0:
+        return np.int64(NO_ROW)
+    return row_code(bank[ROW, b], t.phase_rows[phase, b] + offset)
+
+
+@inlined
+def streak_of(t, bank, b, code):
+    """How often the open row of bank `b`, of that code, was used, or KEPT."""
+    return np.int64(KEPT) if lies_still(t, bank, b, code) else bank[STREAK, b]
+
+
+@inlined
+def was_apart(t, words, phase, k):
+    """Whether in a state bank `k`, by its name, was apart: nothing queued, and not in the stream's next stretch."""
+    return words[BUSY_BANKS] >> k & 1 == 0 and t.phase_first[phase, t.phase_banks[phase, k]] >= t.steady
+
+
+@inlined
 def first_of_unit(t, b):
     """The first of the banks that are refreshed along with bank `b`, which stands for all of them."""
     each = t.banks // t.ranks
@@ -192,10 +259,10 @@ def describe(t, s, c, burst, d, now):
     ring = s.ring[c]
     entry = s.entry[c]
     word = s.memo_word
-    phase = (burst & (1 << t.period_bits) - 1) >> t.steady_bits
+    phase = phase_of(t, burst)
     offset = burst >> t.period_bits << t.period_shift
     none = np.int64(0)
-    if t.phase_kind[phase] < 0 or x[OVERDUE] >= 0 or (d == 1 and x[QUEUED_R] > 0):
+    if kinds_of(t, phase) < 0 or x[OVERDUE] >= 0 or (d == 1 and x[QUEUED_R] > 0):
         return none, none, none
     rows = t.phase_rows[phase]
     reach = np.int64(NEVER)
@@ -204,30 +271,50 @@ def describe(t, s, c, burst, d, now):
     row_bus = max(x[BUS_ROW] - now, np.int64(0))
     column_bus = max(x[BUS_COLUMN] - now, np.int64(0))
     wide = ahead | row_bus | column_bus
-    word[0] = t.phase_kind[phase]
+    word[0] = kinds_of(t, phase)
     still = x[QUEUED_R + 1 - d]
     word[1] = d | x[MODE] << 1 | x[QUEUED_R + d] << 2 | (still if x[MODE] != d else min(still, 1)) << 32
     word[2] = ahead | row_bus << TICK_BITS | column_bus << 2 * TICK_BITS
+    word[BUSY_BANKS] = 0
     n = np.int64(SCALARS)
     single = t.refresh_command != REF
-    if single and not comparable(t, bank, now):
+    if single and t.apart == 0 and not comparable(t, bank, now):
         return none, none, none
     for k in range(t.ranks):
         r = t.phase_ranks[phase, k]
         since = max(rank[SINCE, r] - now, np.int64(0))
         wide |= since
-        word[n] = rank[OPEN, r] | min(rank[DEBT, r], 1) << TICK_BITS | since << 2 * TICK_BITS
+        word[n] = since << 2 * TICK_BITS
+        if t.apart == 0:
+            word[n] |= rank[OPEN, r] | min(rank[DEBT, r], 1) << TICK_BITS
         n += 1
     for k in range(t.banks):
         b = t.phase_banks[phase, k]
-        code = np.int64(NO_ROW)
-        if bank[ROW, b] >= 0:
-            code = row_code(bank[ROW, b], rows[b] + offset)
-            if code == FAR_ROW:
-                reach = min(reach, bursts_before(t, bank[ROW, b], rows[b] + offset))
+        if t.apart > 0:
+            # Of its open banks a rank's word counts those that are not apart, and whether there are others.
+            of_rank = SCALARS + k // (t.banks // t.ranks)
+            word[BUSY_BANKS] |= np.int64(bank[HEAD_R, b] >= 0 or bank[HEAD_W, b] >= 0) << k
+            if was_apart(t, word, phase, k):
+                word[of_rank] |= (bank[ROW, b] >= 0) << TICK_BITS
+                word[n] = APART
+                for _ in range(BANK_WORDS - 1):
+                    n += 1
+                    word[n] = 0
+                n += 1
+                continue
+            word[of_rank] += bank[ROW, b] >= 0
+        code = row_of_bank(t, bank, phase, b, offset)
+        if code == FAR_ROW:
+            reach = min(reach, bursts_before(t, bank[ROW, b], rows[b] + offset))
+        if t.apart > 0:
+            # With a request of the other direction, which lies still, the bank will not be apart either.
+            word[n] = code | np.int64(bank[HEAD_W - d, b] >= 0) << 8 | streak_of(t, bank, b, code) << 32
+            n, found = pack_bank(t, word, n + 1, s.ready[c, b], bank[ROW, b], now)
+            wide |= found
+            continue
         close = order_of_use(t, bank, b) if single else max(bank[CLOSE_FROM, b] - now, np.int64(0))
         refreshed = bank[REFRESHED, first_of_unit(t, b)]
-        streak = np.int64(KEPT) if lies_still(t, bank, b, code) else bank[STREAK, b]
+        streak = streak_of(t, bank, b, code)
         word[n] = code | close << 8 | refreshed << 8 + TICK_BITS | streak << 32
         if single and bank[HEAD_W - d, b] >= 0:  # that is refreshed after banks with nothing queued
             word[n] |= 1 << 9 + TICK_BITS
@@ -292,9 +379,10 @@ def owner_of(segment, p, age):
 
 
 @leaf
-def restore(t, s, c, known, d, now, age):
+def restore(t, s, c, known, d, now, age, names):
     """Make the state of class `c` that of the words `known`, at `now` and the place that its front end has reached.
 
+    Banks apart, and those named by the bits of `names`, are in that state already.
     `age`: of the first request that is newer than those queued in the arrays. Those of direction `d` that are still
     waiting keep their address and owner, the others follow from the stream; those of the other direction lie as they
     were, and so does a far row that is open.
@@ -306,7 +394,7 @@ def restore(t, s, c, known, d, now, age):
     entry = s.entry[c]
     scratch = s.memo_word
     burst = s.segment[c, CURSOR, x[SEGMENT]]
-    phase = (burst & (1 << t.period_bits) - 1) >> t.steady_bits
+    phase = phase_of(t, burst)
     offset = burst >> t.period_bits << t.period_shift
     mask = np.int64((1 << TICK_BITS) - 1)
     x[MODE] = known[1] >> 1 & 1
@@ -332,23 +420,28 @@ def restore(t, s, c, known, d, now, age):
         bank[HIT_R + d, b] = -1
     n = np.int64(SCALARS)
     for k in range(t.ranks):
-        rank[OPEN, t.phase_ranks[phase, k]] = known[n] & mask
-        rank[ROUND, k] = 0
+        if t.apart == 0:
+            rank[OPEN, t.phase_ranks[phase, k]] = known[n] & mask
+            rank[ROUND, k] = 0
         n += 1
     for k in range(t.banks):
         b = t.phase_banks[phase, k]
         code = known[n] & 255
+        if code == APART or names >> k & 1 == 1:
+            n += BANK_WORDS
+            continue
         if code == NO_ROW:
             bank[ROW, b] = -1
         elif code != FAR_ROW:
             bank[ROW, b] = t.phase_rows[phase, b] + offset + code - NEAR_ROWS
-        if t.refresh_command == REF:
-            bank[CLOSE_FROM, b] = now + (known[n] >> 8 & mask)
-        elif known[n] >> 8 & mask != NEVER_USED:
-            bank[CLOSE_FROM, b] = now - NEVER_USED + (known[n] >> 8 & mask)
-        refreshed = known[n] >> 8 + TICK_BITS & 1
-        rank[ROUND, t.rank_of[t.group_of[b]]] += refreshed if first_of_unit(t, b) == b else 0
-        bank[REFRESHED, first_of_unit(t, b)] = refreshed
+        if t.apart == 0:
+            if t.refresh_command == REF:
+                bank[CLOSE_FROM, b] = now + (known[n] >> 8 & mask)
+            elif known[n] >> 8 & mask != NEVER_USED:
+                bank[CLOSE_FROM, b] = now - NEVER_USED + (known[n] >> 8 & mask)
+            refreshed = known[n] >> 8 + TICK_BITS & 1
+            rank[ROUND, t.rank_of[t.group_of[b]]] += refreshed if first_of_unit(t, b) == b else 0
+            bank[REFRESHED, first_of_unit(t, b)] = refreshed
         if known[n] >> 32 != KEPT:
             bank[STREAK, b] = known[n] >> 32
         n = unpack(known, n + 1, s.ready[c, b], np.int64(0), np.int64(N_COMMANDS), now)

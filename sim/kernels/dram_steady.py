@@ -9,47 +9,63 @@ taken over if the state is equal in every word and the stream goes on beyond it.
 
 import numpy as np
 
+from sim.kernels.dram_apart import describe_unparked, land_apart, plan_apart, take_apart
+from sim.kernels.dram_context import alone, refresh_context, take_refresh
 from sim.kernels.dram_issue import account, next_due
-from sim.kernels.dram_state import (
-    BANK_WORDS,
-    FAR_ROW,
-    KEPT,
-    NO_ROW,
-    SCALARS,
-    describe,
-    lies_still,
-    owner_of,
-    restore,
-    row_code,
+from sim.kernels.dram_memo import (
+    AFTER_COUNTS,
+    AFTER_LAST_ACCEPT,
+    AFTER_LAST_END,
+    AFTER_LAST_READ,
+    AFTER_LAST_WRITE,
+    AFTER_PHASES,
+    AFTER_RANK,
+    AFTER_RANKS,
+    AFTER_SERVED,
+    AGE_OFFSET,
+    BURSTS,
+    NEXT,
+    OLDEST,
+    RANK_ACTIVE,
+    RANK_DUE,
+    RANK_OPEN,
+    RANK_PRECHARGED,
+    RANK_REFRESH,
+    RANK_SINCE,
+    SERVED_BITS,
+    TICKS,
+    UNKNOWN,
+    UNTOUCHED,
+    beside_at,
+    find,
+    find_refresh,
+    keep_mark,
+    learn,
+    served_at,
 )
+from sim.kernels.dram_state import describe, kinds_of, owner_of, phase_of, restore
 from sim.kernels.dram_tables import (
-    ABSORBED,
-    BUSY,
     CURSOR,
     DATA_END,
     DUE,
     FIRST_AGE,
-    FORWARDED,
     GRACE,
     IS_WRITE,
     LAST_END,
     LAST_READ_END,
     LAST_WRITE,
     MARK,
-    MARK_BURST,
-    MARK_ERA,
-    MARK_TICK,
-    MOST_SERVED,
     N_COUNTS,
     NEVER,
     NEXT_AGE,
     NEXT_DUE,
-    RD,
+    OPEN,
+    PENDING,
+    PLAN_RANK,
     REMAINING,
-    ROW,
     SEGMENT,
     SEGMENTS,
-    SERVED,
+    SHADOWS,
     SINCE,
     STREAK,
     TASK,
@@ -59,233 +75,7 @@ from sim.kernels.dram_tables import (
     VISIBLE,
     WANTED,
 )
-from sim.kernels.jit import inlined, leaf
-
-# Words of `ChannelState.memo_after`, one row a known state: what changed up to the next point. Ticks count from that
-# point; those that did not change are marked by UNTOUCHED. BURSTS: of the stretch. OLDEST: how much older than its
-# first burst the oldest read is that was served in it. Then the classes of the phases that it went through, the
-# counters, AFTER_RANK words for each rank, how often each open row was used that lies still now but did not, else -1,
-# and the reads served: ages and ticks counted from the start.
-TICKS, BURSTS, NEXT, AFTER_LAST_END, AFTER_LAST_READ, AFTER_LAST_WRITE, AFTER_LAST_ACCEPT = 0, 1, 2, 3, 4, 5, 6
-AFTER_SERVED, OLDEST, AFTER_PHASES = 7, 8, 9
-MOST_PHASES = 8
-AFTER_COUNTS = AFTER_PHASES + MOST_PHASES
-AFTER_RANKS = AFTER_COUNTS + N_COUNTS
-RANK_SINCE, RANK_ACTIVE, RANK_PRECHARGED, RANK_REFRESH, RANK_DUE, AFTER_RANK = 0, 1, 2, 3, 4, 5
-UNTOUCHED = -(2**60)
-UNKNOWN = -1
-AGE_OFFSET = 2**20
-SERVED_BITS = 24
-
-# Words of `ChannelState.mark`: what the marked state's sequel is measured against, then the counters, MARK_RANK words
-# for each rank and, of each bank, its open row, and in the lowest bits whether that is far and whether it lies still.
-MARK_LAST_END, MARK_LAST_READ, MARK_LAST_WRITE, MARK_AGE, MARK_SERVED, MARK_REACH, MARK_MARKS = 0, 1, 2, 3, 4, 5, 6
-MARK_COUNTS = 7
-MARK_RANKS = MARK_COUNTS + N_COUNTS
-MARK_ACTIVE, MARK_PRECHARGED, MARK_REFRESH, MARK_DUE, MARK_RANK = 0, 1, 2, 3, 4
-
-
-@leaf
-def find(s, length, add):
-    """Number of the state described in `memo_word` by `length` words, or UNKNOWN; `add`: added if it is new.
-
-    Once the memo is half full, a new state is only added when met for the second time, so that the many states met once
-    do not drive out the others. A full memo is emptied.
-    """
-    word = s.memo_word
-    states = s.memo_state
-    index = s.memo_index
-    size = index.shape[0]
-    code = np.int64(length)
-    for i in range(length):
-        code = (code ^ (word[i] & 0x7FFFFFFF)) * 0x5DEECE65
-        code = (code >> 15 ^ word[i] >> 31) & 0x7FFFFFFF
-    slot = (code ^ code >> 13) & (size - 1)
-    while index[slot] >= 0:
-        known = states[index[slot]]
-        same = np.int64(0)
-        if known[states.shape[1] - 1] == length:
-            while same < length and known[same] == word[same]:
-                same += 1
-            if same == length:
-                return index[slot]
-        slot = (slot + 1) & (size - 1)
-    if not add:
-        return np.int64(UNKNOWN)
-    n = s.memo_count[0]
-    seen = code & (s.memo_seen.shape[0] - 1)
-    if 2 * n >= states.shape[0] and s.memo_seen[seen] != code:
-        s.memo_seen[seen] = code
-        return np.int64(UNKNOWN)
-    if n == states.shape[0]:
-        index[:] = -1
-        s.memo_count[1] += 1
-        n = np.int64(0)
-        slot = (code ^ code >> 13) & (size - 1)
-    known = states[n]
-    for i in range(length):
-        known[i] = word[i]
-    known[states.shape[1] - 1] = length
-    s.memo_after[n, TICKS] = UNKNOWN
-    s.memo_count[0] = n + 1
-    index[slot] = n
-    return n
-
-
-@inlined
-def find_refresh(t, s, c, known, phase, now):
-    """Number of state `known` together with the refreshes that fall due after `now`, or UNKNOWN.
-
-    Later ones than any stretch reaches are all alike. Ranks that fall due at once take turns by their numbers.
-    """
-    word = s.memo_word
-    word[0] = -1 - known
-    word[1] = 0
-    for k in range(t.ranks):
-        r = t.phase_ranks[phase, k]
-        word[1] = word[1] << 4 | r
-        word[2 + k] = min(s.rank[c, NEXT_DUE, r] - now, t.refresh_reach)
-    return find(s, 2 + t.ranks, False)
-
-
-@inlined
-def changed(tick, before, now):
-    """A tick counted from `now` if it is no longer what it was `before`, else UNTOUCHED."""
-    return tick - now if tick != before else np.int64(UNTOUCHED)
-
-
-@inlined
-def phase_of(t, burst):
-    """The phase of the address period at a burst."""
-    return (burst & (1 << t.period_bits) - 1) >> t.steady_bits
-
-
-@leaf
-def keep_mark(t, s, c, known, burst, now, reach, marks):
-    """Remember class `c`'s counters at a state whose sequel is to be learnt."""
-    x = s.scalar[c]
-    x[MARK] = known
-    x[MARK_TICK] = now
-    x[MARK_BURST] = burst
-    x[MARK_ERA] = s.memo_count[1]
-    before = s.mark[c]
-    before[MARK_LAST_END] = x[LAST_END]
-    before[MARK_LAST_READ] = x[LAST_READ_END]
-    before[MARK_LAST_WRITE] = x[LAST_WRITE]
-    before[MARK_AGE] = x[NEXT_AGE]
-    before[MARK_SERVED] = x[SERVED]
-    before[MARK_REACH] = reach
-    before[MARK_MARKS] = marks
-    for i in range(N_COUNTS):
-        before[MARK_COUNTS + i] = s.count[c, i]
-    n = np.int64(MARK_RANKS)
-    for r in range(t.ranks):
-        before[n + MARK_ACTIVE] = s.rank[c, TIME_ACTIVE, r]
-        before[n + MARK_PRECHARGED] = s.rank[c, TIME_PRECHARGED, r]
-        before[n + MARK_REFRESH] = s.rank[c, TIME_REFRESH, r]
-        before[n + MARK_DUE] = s.rank[c, NEXT_DUE, r]
-        n += MARK_RANK
-    phase = phase_of(t, burst)
-    offset = burst >> t.period_bits << t.period_shift
-    for b in range(t.banks):
-        row = s.bank[c, ROW, b]
-        code = row_code(row, t.phase_rows[phase, b] + offset) if row >= 0 else np.int64(NO_ROW)
-        before[n] = row << 2 | (code == FAR_ROW) << 1 | lies_still(t, s.bank[c], b, code)
-        n += 1
-
-
-@leaf
-def learn(t, s, c, known, burst, marks, now):
-    """Note what followed the marked state of class `c` up to the state `known` reached at `now`, if that may recur."""
-    x = s.scalar[c]
-    count = s.count[c]
-    before = s.mark[c]
-    began = x[MARK_TICK]
-    bursts = burst - x[MARK_BURST]
-    d = s.segment[c, IS_WRITE, x[SEGMENT]]
-    steps = bursts >> t.steady_bits
-    served = x[SERVED] - before[MARK_SERVED]
-    if (
-        x[MARK_ERA] != s.memo_count[1]
-        or bursts != x[NEXT_AGE] - before[MARK_AGE]
-        or bursts > before[MARK_REACH]
-        or bursts == 0
-        or steps > MOST_PHASES
-        or served > MOST_SERVED
-        or marks != before[MARK_MARKS]
-        or now - began >> SERVED_BITS != 0
-        or count[RD + 1 - d] != before[MARK_COUNTS + RD + 1 - d]
-        or count[FORWARDED] != before[MARK_COUNTS + FORWARDED]
-        or count[ABSORBED] != before[MARK_COUNTS + ABSORBED]
-        or (x[LAST_END] == before[MARK_LAST_END] and count[BUSY] != before[MARK_COUNTS + BUSY])
-    ):
-        return
-    refreshed = False
-    for r in range(t.ranks):
-        if s.rank[c, NEXT_DUE, r] != before[MARK_RANKS + r * MARK_RANK + MARK_DUE]:
-            refreshed = True
-    place = np.int64(MARK_RANKS + t.ranks * MARK_RANK)
-    far = s.memo_state[known]
-    first = SCALARS + t.ranks
-    phase = phase_of(t, burst)
-    for k in range(t.banks):
-        b = t.phase_banks[phase, k]
-        same_row = before[place + b] >> 2 == s.bank[c, ROW, b]
-        if far[first + k * BANK_WORDS] & 255 == FAR_ROW and not (same_row and before[place + b] & 2 == 2):
-            return
-    start = x[MARK]
-    begin = phase_of(t, x[MARK_BURST])
-    if refreshed:
-        if t.postponable > 0 or now - began >= t.refresh_reach:
-            return
-        word = s.memo_word
-        word[0] = -1 - start
-        word[1] = 0
-        for k in range(t.ranks):
-            r = t.phase_ranks[begin, k]
-            word[1] = word[1] << 4 | r
-            word[2 + k] = min(before[MARK_RANKS + r * MARK_RANK + MARK_DUE] - began, t.refresh_reach)
-        start = find(s, 2 + t.ranks, True)
-        if start < 0 or x[MARK_ERA] != s.memo_count[1]:
-            return
-    after = s.memo_after[start]
-    after[TICKS] = now - began
-    after[BURSTS] = bursts
-    after[NEXT] = known
-    after[AFTER_LAST_END] = changed(x[LAST_END], before[MARK_LAST_END], now)
-    after[AFTER_LAST_READ] = changed(x[LAST_READ_END], before[MARK_LAST_READ], now)
-    after[AFTER_LAST_WRITE] = changed(x[LAST_WRITE], before[MARK_LAST_WRITE], now)
-    after[AFTER_LAST_ACCEPT] = s.segment[c, DATA_END, x[SEGMENT]] - now if d == 1 else UNTOUCHED
-    after[AFTER_SERVED] = served if d == 0 else 0
-    phases = t.phase_kind.shape[0]
-    for i in range(steps):
-        after[AFTER_PHASES + i] = t.phase_kind[(begin + i) & (phases - 1)]
-    for i in range(N_COUNTS):
-        after[AFTER_COUNTS + i] = count[i] - before[MARK_COUNTS + i]
-    n = np.int64(AFTER_RANKS)
-    for k in range(t.ranks):
-        r = t.phase_ranks[begin, k]
-        place = MARK_RANKS + r * MARK_RANK
-        after[n + RANK_SINCE] = s.rank[c, SINCE, r] - now
-        after[n + RANK_ACTIVE] = s.rank[c, TIME_ACTIVE, r] - before[place + MARK_ACTIVE]
-        after[n + RANK_PRECHARGED] = s.rank[c, TIME_PRECHARGED, r] - before[place + MARK_PRECHARGED]
-        after[n + RANK_REFRESH] = s.rank[c, TIME_REFRESH, r] - before[place + MARK_REFRESH]
-        after[n + RANK_DUE] = s.rank[c, NEXT_DUE, r] - before[place + MARK_DUE]
-        n += AFTER_RANK
-    for k in range(t.banks):
-        b = t.phase_banks[phase, k]
-        was = before[MARK_RANKS + t.ranks * MARK_RANK + b]
-        still = far[first + k * BANK_WORDS] >> 32 == KEPT
-        kept = was & 1 == 1 and was >> 2 == s.bank[c, ROW, b]
-        after[n + k] = s.bank[c, STREAK, b] if still and not kept else -1
-    n += t.banks
-    after[OLDEST] = -AGE_OFFSET
-    log = s.served[c]
-    for i in range(after[AFTER_SERVED]):
-        at = (before[MARK_SERVED] + i) & (log.shape[0] - 1)
-        older = before[MARK_AGE] - log[at, 0]
-        after[OLDEST] = max(after[OLDEST], older)
-        after[n + i] = (older + AGE_OFFSET) << SERVED_BITS | (log[at, 1] - began)
+from sim.kernels.jit import leaf
 
 
 @leaf
@@ -322,7 +112,7 @@ def serve_stretch(t, s, c, after, now, limit):
     segment = s.segment[c]
     first = x[NEXT_AGE]
     reads = after[AFTER_SERVED]
-    place = AFTER_RANKS + AFTER_RANK * t.ranks + t.banks
+    place = served_at(t)
     newest = x[SEGMENT]
     left = segment[REMAINING, newest]
     if left > after[BURSTS] and first - after[OLDEST] >= segment[FIRST_AGE, newest]:
@@ -397,12 +187,23 @@ def take_stretch(t, s, c, after, phase, now):
         s.rank[c, TIME_PRECHARGED, r] += after[n + RANK_PRECHARGED]
         s.rank[c, TIME_REFRESH, r] += after[n + RANK_REFRESH]
         s.rank[c, NEXT_DUE, r] += after[n + RANK_DUE]
+        s.rank[c, OPEN, r] += after[n + RANK_OPEN]
         n += AFTER_RANK
     next_due(t, x, s.rank[c])
     phase = phase_of(t, segment[CURSOR, p])
     for k in range(t.banks):
         if after[n + k] >= 0:
             s.bank[c, STREAK, t.phase_banks[phase, k]] = after[n + k]
+
+
+@leaf
+def remember_turn(t, s, c, start, known, burst, now):
+    """Note that the stretch of state `start`, as the banks are that it brings near, led to the state `known`."""
+    beside = s.memo_after[start, beside_at(t) :]
+    length, _, _ = describe_unparked(t, s, c, start, s.memo_state[known], beside, burst, now)
+    turn = find(s, length, True) if length > 0 else np.int64(UNKNOWN)
+    if turn >= 0:
+        s.memo_after[turn, NEXT] = known
 
 
 @leaf
@@ -420,6 +221,7 @@ def leap(t, s, c, now, until):
     if segment[WANTED, p] == segment[REMAINING, p]:
         segment[FIRST_AGE, p] = x[NEXT_AGE]
     limit = until
+    came_from = np.int64(UNKNOWN)
     while True:
         burst = segment[CURSOR, x[SEGMENT]]
         length, reach, marks = describe(t, s, c, burst, d, now)
@@ -435,12 +237,36 @@ def leap(t, s, c, now, until):
         x[MARK] = -1
         if known < 0 or era != s.memo_count[1]:
             return now
+        if came_from >= 0:
+            remember_turn(t, s, c, came_from, known, burst, now)
+            if era != s.memo_count[1]:
+                return now
         age = x[NEXT_AGE]
-        renamed = False
-        while not renamed:
+        names = np.int64(0)
+        came_from = np.int64(UNKNOWN)
+        x[PENDING] = -1
+        x[SHADOWS] = 0
+        anew = False
+        while not anew:
             phase = phase_of(t, segment[CURSOR, x[SEGMENT]])
             after = s.memo_after[known]
-            if after[TICKS] < 0 or now + after[TICKS] >= x[DUE]:
+            start = known
+            refreshes = False
+            if t.apart > 0:
+                words = s.memo_state[known]
+                planned = after[TICKS] >= 0
+                if planned:
+                    planned = plan_apart(t, s, c, words, after[beside_at(t) :], phase, now, now + after[TICKS])
+                if not planned:
+                    length = refresh_context(t, s, c, known, words, phase, now)
+                    start = find(s, length, False) if length > 0 else np.int64(UNKNOWN)
+                    if start < 0:
+                        break
+                    after = s.memo_after[start]
+                    refreshes = True
+                    if after[TICKS] < 0 or not alone(t, s.rank[c], x[PLAN_RANK], now + after[TICKS]):
+                        break
+            elif after[TICKS] < 0 or now + after[TICKS] >= x[DUE]:
                 if x[DUE] - now >= t.refresh_reach:
                     break
                 known_then = find_refresh(t, s, c, known, phase, now)
@@ -452,7 +278,7 @@ def leap(t, s, c, now, until):
             steps = after[BURSTS] >> t.steady_bits
             alike = True
             for i in range(1, steps):
-                alike = alike and t.phase_kind[(phase + i) & (phases - 1)] == after[AFTER_PHASES + i]
+                alike = alike and kinds_of(t, (phase + i) & (phases - 1)) == after[AFTER_PHASES + i]
             if not alike or not goes_on(s, c, after[BURSTS], now):
                 break
             if d == 0:
@@ -461,13 +287,37 @@ def leap(t, s, c, now, until):
                     break
                 limit = further
             take_stretch(t, s, c, after, phase, now)
+            before = now
             now += after[TICKS]
             known = after[NEXT]
-            # The state is known, but what follows it here is not what followed it there.
-            renamed = s.memo_state[known, 0] != t.phase_kind[(phase + steps) & (phases - 1)]
+            burst = segment[CURSOR, x[SEGMENT]]
+            if t.apart > 0:
+                beside = after[beside_at(t) :]
+                if refreshes:
+                    take_refresh(t, s, c, beside, phase, before)
+                take_apart(t, s, c, beside, phase, burst, before, now)
+                length, equal, names = describe_unparked(t, s, c, start, s.memo_state[known], beside, burst, now)
+                if equal:
+                    names = np.int64(0)
+                else:
+                    turn = find(s, length, False) if length > 0 else np.int64(UNKNOWN)
+                    if turn >= 0:
+                        known = s.memo_after[turn, NEXT]
+                        names = np.int64(0)
+                    else:
+                        anew = True
+                        came_from = start if length > 0 else np.int64(UNKNOWN)
+            else:
+                # The state is known, but what follows it here is not what followed it there.
+                anew = s.memo_state[known, 0] != t.phase_kind[(phase + steps) & (phases - 1)]
         if x[NEXT_AGE] > age:
-            restore(t, s, c, s.memo_state[known], d, now, age)
-        if not renamed:
+            restore(t, s, c, s.memo_state[known], d, now, age, names)
+            if x[SHADOWS] > 0 or x[PENDING] >= 0:
+                land_apart(t, s, c)
+                came_from = np.int64(UNKNOWN)
+                if anew and x[PENDING] >= 0:
+                    return now
+        if not anew:
             if reach < NEVER:
                 reach -= x[NEXT_AGE] - age
             keep_mark(t, s, c, known, segment[CURSOR, x[SEGMENT]], now, reach, marks)

@@ -40,7 +40,16 @@ HELD, LEFT, DRAINING, POINTER = 28, 29, 30, 31
 TRANS_HEAD_R, TRANS_HEAD_W, TRANS_TAIL_R, TRANS_TAIL_W = 32, 33, 34, 35
 # Ticks after the completion of a segment before which no work can arrive in response to it, and reads served so far.
 GRACE, SERVED = 36, 37
-N_SCALARS = 38
+# Of refreshes beside a stream (`dram_apart`): row commands since the marked state, the rank whose refresh is under way
+# (-1: none), refresh commands whose rules may still bind, those planned for a stretch, with what they concern, and the
+# last refresh carried out since the marked state: its bank, its tick and that of its precharge (-1: none).
+ROWS_LOGGED, ROW_LOG = 38, 39
+MOST_ROWS = 24
+PENDING, SHADOWS, SHADOW = 63, 64, 65
+MOST_SHADOWS = 6
+PLANS, PLAN, PLAN_RANK, PLAN_BANK, PLAN_PENDING, PLAN_CLOSED = 71, 72, 74, 75, 76, 77
+DONE_BANK, DONE_TICK, DONE_PRE = 78, 79, 80
+N_SCALARS = 81
 
 # Per bank (`ChannelState.bank`): open row (-1: closed), column commands since ACT, request lists and, for either
 # direction, what the bank's best request wants: command, entry, its order among commands that are ready at once (class,
@@ -53,7 +62,9 @@ MISS_R, MISS_W, ACTIVE, DEPTH = 18, 19, 20, 21
 # Tick from which the open row may be closed unasked; whether the bank takes no commands until it is refreshed; whether
 # it was refreshed in this round, where single banks are.
 CLOSE_FROM, HALTED, REFRESHED = 22, 23, 24
-N_BANK = 25
+# Tick at which the last request was taken out of its lists for the first time since the marked state.
+EMPTIED = 25
+N_BANK = 26
 FAR = 2**59
 
 # The next command is the least of (ticks from now, class, age, bank) packed into one integer: refresh commands have
@@ -74,9 +85,10 @@ OPEN, SINCE, NEXT_DUE, WAITS, TIME_ACTIVE, TIME_PRECHARGED, TIME_REFRESH, DEBT =
 # (-1: the rank), the earliest tick by rules of the same bank and where all other rules stand in `near`. ROUND: units
 # refreshed since all were.
 UNIT, NEXT_KIND, NEXT_BANK, NEXT_FROM, NEXT_NEAR, ROUND = 8, 9, 10, 11, 12, 13
-# Where idle ranks sleep: from when on it may, and how long it did.
-SLEEP_FROM, TIME_ASLEEP = 14, 15
-N_RANK = 16
+# Where idle ranks sleep: from when on it may, how long it did, and from when to (that tick and one; 0: the log says so)
+# when it did last.
+SLEEP_FROM, TIME_ASLEEP, SLEPT_FROM, WOKEN = 14, 15, 16, 17
+N_RANK = 18
 
 # Per queue entry (`ChannelState.entry`).
 ADDRESS, ENTRY_ROW, ENTRY_BANK, AGE, OWNER, ARRIVAL, FORWARD, BACK, TOUCHED = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -93,6 +105,9 @@ HITS, MISSES, CONFLICTS, BUSY, READ_LATENCY, READS_DONE, FORWARDED, ABSORBED = 8
 N_COUNTS = 16
 
 LOG_FIELDS = 6
+
+# In the log in place of a command: from when to when a rank slept, before the first command that it took then.
+LOG_ASLEEP, LOG_AWAKE = -1, -2
 
 # Most reads served in a stretch that `dram_steady` remembers.
 MOST_SERVED = 320
@@ -161,8 +176,10 @@ class DramTables(NamedTuple):
     phase_groups: np.ndarray  # [phases, groups]
     phase_ranks: np.ndarray  # [phases, ranks]
     phase_rows: np.ndarray  # [phases, banks]
+    phase_first: np.ndarray  # [phases, banks]: bursts until the stream comes by the bank
     renamed: int  # 1: banks are named by phase
     refresh_reach: int  # ticks ahead up to which refreshes are told apart
+    apart: int  # ticks for which a refresh binds the commands of other banks, and one; 0: none is done beside streams
     pim: np.ndarray  # see `pim_tables`: tables of processing in memory
 
 
