@@ -8,6 +8,7 @@ import pytest
 
 from sim.engine import simulate
 from sim.errors import ConfigError
+from sim.hardware import Hardware
 from sim.kinds import load_hardware
 from sim.links import ring_cost, transfer_ps
 from workloads import load_workload
@@ -38,8 +39,10 @@ def test_two_devices_exchange_halves() -> None:
 
 
 def test_time_is_rounded_up_to_a_picosecond() -> None:
-    links = load_hardware("npu-hbm2", {"links.bandwidth": "3 GB/s"}).links  # type: ignore[attr-defined]
-    assert transfer_ps(links, Fraction(1)) == 334
+    machine = load_hardware("npu-hbm2", {"links.bandwidth": "3 GB/s"})
+    assert isinstance(machine, Hardware)
+    assert machine.links is not None
+    assert transfer_ps(machine.links, Fraction(1)) == 334
 
 
 def test_a_layer_waits_for_its_sums() -> None:

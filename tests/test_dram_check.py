@@ -32,8 +32,8 @@ def count(rows: list[Row]) -> int:
 def moved(index: int, tick: int) -> list[Row]:
     """The clean log with one command at another tick."""
     rows = list(CLEAN)
-    kind, _, *rest = rows[index]
-    rows[index] = (kind, tick, *rest)  # type: ignore[assignment]
+    kind, _, rank, group, bank, row = rows[index]
+    rows[index] = (kind, tick, rank, group, bank, row)
     return rows
 
 

@@ -14,7 +14,7 @@ from sim.cli import app, run
 from sim.config import ConfigError
 from tests.method_cases import write_model
 from workloads import load_workload, make_workload
-from workloads.trace import AttentionAttrs, OpKind, ReduceAttrs, Trace
+from workloads.trace import AttentionAttrs, ElementwiseAttrs, MoveAttrs, OpKind, ReduceAttrs, Trace
 
 pytest.importorskip("onnx")
 from tests.onnx_models import Maker, decoder, encoder
@@ -90,10 +90,11 @@ def test_layers_are_folded(files: dict[str, Path]) -> None:
 @pytest.mark.parametrize("name", ["encoder", "tanh"])
 def test_written_out_functions_are_one_operator(files: dict[str, Path], name: str) -> None:
     layer = next(block for block in loaded(files[name]).passes[0].blocks if block.repeat == LAYERS).ops
-    functions = [op.attrs.function for op in layer if op.kind in (OpKind.ELEMENTWISE, OpKind.REDUCE)]  # type: ignore[union-attr]
+    functions = [op.attrs.function for op in layer if isinstance(op.attrs, ElementwiseAttrs | ReduceAttrs)]
     assert sorted(functions) == ["add", "add", "gelu", "layernorm", "layernorm"]
     (attention,) = (op for op in layer if op.kind is OpKind.ATTENTION)
-    assert attention.attrs.mask.kind == "full"  # type: ignore[union-attr]
+    assert isinstance(attention.attrs, AttentionAttrs)
+    assert attention.attrs.mask.kind == "full"
 
 
 def test_the_mask_can_be_stated(files: dict[str, Path]) -> None:
@@ -177,4 +178,5 @@ def test_more_tokens_than_the_table_has_rows(tmp_path: Path) -> None:
     trace = loaded(decoder(tmp_path / "few.onnx", 1, 32, 2, 1, 64, 8, 64), **{"dims.batch": 2, "dims.sequence": 16})
     (gather,) = (op for p in trace.passes for b in p.blocks for op in b.ops if op.name == "embedding")
     assert gather.inputs[0].shape == (8, 32)
-    assert gather.attrs.rows == 32  # type: ignore[union-attr]
+    assert isinstance(gather.attrs, MoveAttrs)
+    assert gather.attrs.rows == 32

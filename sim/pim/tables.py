@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -167,8 +168,8 @@ def pim_state(tables: d.DramTables, classes: int, ring: int) -> Ints:
     return state
 
 
-def _ints(values: object) -> Ints:
-    return np.array(list(values), np.int64)  # type: ignore[call-overload]
+def _ints(values: Iterable[int]) -> Ints:
+    return np.array(list(values), np.int64)
 
 
 def _templates(memory: Memory, pim: Pim) -> tuple[Ints, Ints]:

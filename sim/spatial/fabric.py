@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from sim.spatial.machine import StreamMachine
@@ -298,7 +299,7 @@ class Fabric:
         for i, node in enumerate(rated):
             assert node.rated is not None
             rate = node.rated
-            count = fewest(lambda t, rate=rate: rate.cycles(tiles, t), cycles // node.fires, most)  # type: ignore[misc]
+            count = fewest(partial(rate.cycles, tiles), cycles // node.fires, most)
             if count is None:
                 return None
             left -= count
