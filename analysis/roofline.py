@@ -119,6 +119,10 @@ def _limits(axes: Axes, roof: dict[str, Any], found: list[Point]) -> None:
     axes.set_ylim(min([*ys, peak / 1000]) / 3, peak * 4)
 
 
+LABEL_GAP_POINTS = 2
+"""Room left and right of a label."""
+
+
 class _Page:
     """What is on the page already, in pixels: boxes that a name must keep clear of, and lines not to touch."""
 
@@ -154,7 +158,9 @@ class _Page:
         box = self.frame
         if inside and not (spot[0] > box.x0 and spot[2] < box.x1 and spot[1] > box.y0 and spot[3] < box.y1):
             return False
-        return not any(_overlap(spot, other) for other in self.boxes) and not any(_cuts(o, spot) for o in self.lines)
+        gap = LABEL_GAP_POINTS * self.scale
+        apart = (spot[0] - gap, spot[1], spot[2] + gap, spot[3])  # two labels in a line must not read as one
+        return not any(_overlap(apart, other) for other in self.boxes) and not any(_cuts(o, spot) for o in self.lines)
 
 
 def _roofs(axes: Axes, roof: dict[str, Any], page: _Page) -> None:

@@ -22,8 +22,9 @@ from sim.kinds import load_hardware
 from tests.conftest import ROOT, Outcome
 from tests.onnx_models import decoder
 from tests.test_cli import MODEL, SCENARIO
-from tests.test_sweep import own_cache  # noqa: F401
 from workloads import load_workload
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 GIVEN = {

@@ -19,7 +19,8 @@ from sim.sweep.store import table
 from tests.browser import chromium
 from tests.conftest import Outcome
 from tests.test_analysis import grid
-from tests.test_sweep import own_cache, spec_file  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 pytest.importorskip("plotly")
 
@@ -140,7 +141,7 @@ def test_points_are_filtered_and_axes_chosen_in_a_browser(sweep: Path, browser: 
 
 
 def test_the_commands_write_pages(
-    spec_file: Path, tmp_path: Path, opcycle: Callable[..., Outcome], refused: Callable[..., str]  # noqa: F811
+    spec_file: Path, tmp_path: Path, opcycle: Callable[..., Outcome], refused: Callable[..., str]
 ) -> None:
     out = tmp_path / "run"
     tiny = tmp_path / "tiny-decode.yaml"

@@ -19,7 +19,8 @@ from sim.sweep.search import run_search
 from sim.sweep.spec import Spec, load_spec
 from sim.sweep.study import STUDY, Sampler
 from tests.conftest import Outcome
-from tests.test_sweep import own_cache, spec_file  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 SMALL = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12)
 THREE = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=9)
@@ -146,7 +147,7 @@ def test_a_search_finds_most_of_the_front_with_few_points(planted: list[int], tm
 
 
 def test_the_command_searches_real_points(
-    spec_file: Path, tmp_path: Path, opcycle: Callable[..., Outcome]  # noqa: F811
+    spec_file: Path, tmp_path: Path, opcycle: Callable[..., Outcome]
 ) -> None:
     outcome = opcycle(
         "search", spec_file, "-o", tmp_path / "s", "--trials", 5, "--objective", "time", "--objective",
@@ -159,7 +160,7 @@ def test_the_command_searches_real_points(
 
 
 def test_a_constraint_on_results_keeps_points_off_the_front(
-    spec_file: Path, tmp_path: Path, opcycle: Callable[..., Outcome]  # noqa: F811
+    spec_file: Path, tmp_path: Path, opcycle: Callable[..., Outcome]
 ) -> None:
     free = run_search(load_spec(spec_file), tmp_path / "free", trials=12, objectives={"time_s": "min"})
     times = sorted(free.trials["time_s"].to_pylist())
@@ -188,7 +189,7 @@ def test_a_constraint_on_results_keeps_points_off_the_front(
     ],
 )
 def test_wrong_searches_are_refused(
-    options: list[str], sentence: str, spec_file: Path, tmp_path: Path, refused: Callable[..., str]  # noqa: F811
+    options: list[str], sentence: str, spec_file: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     assert sentence in refused("search", spec_file, "-o", tmp_path / "s", "--trials", "1", *options)
 
@@ -200,7 +201,7 @@ def test_a_folder_of_another_search_is_kept(planted: list[int], tmp_path: Path) 
 
 
 def test_folders_of_others_stay_as_they_are(
-    spec_file: Path, tmp_path: Path, opcycle: Callable[..., Outcome], refused: Callable[..., str]  # noqa: F811
+    spec_file: Path, tmp_path: Path, opcycle: Callable[..., Outcome], refused: Callable[..., str]
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")

@@ -27,40 +27,10 @@ from sim.sweep.space import Space
 from sim.sweep.spec import Range, Spec, load_spec
 from sim.sweep.store import RESULTS, Store, table
 from tests.conftest import ROOT, Outcome
-from tests.test_cli import MODEL, SCENARIO
 
 Refused = Callable[..., str]
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points of tests go to a folder of the test; compiled kernels stay where they are."""
-    monkeypatch.setattr("sim.sweep.cache.FILE", f"{tmp_path}/points.sqlite")
-
-
-@pytest.fixture
-def spec_file(tmp_path: Path) -> Path:
-    """A sweep of twelve small points: two arrays, three batches, two scratchpads."""
-    (tmp_path / "tiny.yaml").write_text(MODEL)
-    (tmp_path / "tiny-decode.yaml").write_text(SCENARIO)
-    path = tmp_path / "sweep.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "schema": "opcycle/sweep/1",
-                "hardware": "npu-hbm2",
-                "workload": "./tiny-decode.yaml",
-                "axes": {
-                    "hw.array.rows": [32, 64],
-                    "workload.batch": {"from": 1, "to": 4, "factor": 2},
-                    "hw.scratchpad.capacity": ["1 MiB", "2 MiB"],
-                },
-                "set": {"hw.memory.channels": 2},
-            },
-            sort_keys=False,
-        )
-    )
-    return path
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def spec(**keys: Any) -> Spec:
