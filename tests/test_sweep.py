@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sim.sweep.cache import PointCache
 from sim.sweep.condition import Condition
 from sim.sweep.local import solve_all
 from sim.sweep.run import run_sweep
+from sim.sweep.search import run_search
 from sim.sweep.space import Space
 from sim.sweep.spec import Range, Spec, load_spec
 from sim.sweep.store import RESULTS, Store, table
@@ -166,9 +168,7 @@ def test_a_fault_is_recorded_and_the_sweep_goes_on(
     assert set(columns(tmp_path / "out")["error"]) == {None, "ZeroDivisionError: planted"}
 
 
-def test_what_is_known_is_not_simulated_again(
-    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_known_is_not_simulated_again(spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = load_spec(spec_file)
     run_sweep(read, tmp_path / "first")
     monkeypatch.setattr("sim.sweep.local.evaluate", lambda prepared: pytest.fail("simulated again"))
@@ -208,25 +208,27 @@ from sim.sweep import cache, run, store
 from sim.sweep.spec import load_spec
 store.SECONDS = 0.0
 cache.FILE = sys.argv[3]
-run.run_sweep(load_spec(sys.argv[1]), sys.argv[2], resume=True, cached=False)
+run.run_sweep(load_spec(sys.argv[1]), sys.argv[2], jobs=int(sys.argv[4]), resume=True, cached=False)
 """
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_a_killed_sweep_resumes_and_repeats_nothing(
-    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: int, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = load_spec(spec_file)
     run_sweep(read, tmp_path / "whole", cached=False)
     folder = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, str(spec_file), str(folder), str(tmp_path / "points.sqlite")]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [sys.executable, "-c", KILLED, str(spec_file), str(folder), str(tmp_path / "points.sqlite"), str(jobs)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
     parts = folder / "parts"
     deadline = time.monotonic() + 120
     while not (parts.is_dir() and len(list(parts.glob("*.parquet"))) >= 2) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate(timeout=60)  # ends when the last process that shares the output has: no worker stays behind
     done = Store(folder, read).open(resume=True, restart=False)
     assert 2 <= len(done) < 12
     simulated = []
@@ -322,7 +324,10 @@ def test_a_space_beyond_reason_asks_for_a_word(spec_file: Path, tmp_path: Path, 
     assert "12,000,000,000 points" in refused("sweep", spec_file, "-o", tmp_path / "out")
 
 
-def test_folders_of_others_and_of_other_sweeps_stay(spec_file: Path, tmp_path: Path, refused: Refused) -> None:
+def test_folders_of_others_and_of_other_sweeps_stay(
+    spec_file: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sim.sweep.cluster.CONNECT_S", 0.5)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("keep")
@@ -357,9 +362,49 @@ def test_the_same_points_come_from_a_cluster_that_loses_a_worker(spec_file: Path
                 killed.append(worker.pid)
                 os.kill(worker.pid, signal.SIGKILL)
 
-        run_sweep(read, tmp_path / "there", cluster=cluster.scheduler_address, cached=False, progress=kill)
+        at = cluster.scheduler_address
+        run_sweep(read, tmp_path / "there", cluster=at, cached=False, progress=kill)
+        search = partial(run_search, read, trials=4, objectives={"time_s": "min"}, jobs=2, cached=False)
+        fronts = [search(tmp_path / f"search-{where}", cluster=where).trials for where in (None, at)]
     assert killed
+    assert fronts[0].equals(fronts[1])
     assert (tmp_path / "here" / RESULTS).read_bytes() == (tmp_path / "there" / RESULTS).read_bytes()
+
+
+class Unfit:
+    """A client of a cluster without workers, or with some of another version."""
+
+    def __init__(self, versions: dict[str, str]) -> None:
+        self.versions = versions
+
+    def wait_for_workers(self, count: int, timeout: float) -> None:
+        if len(self.versions) < count:
+            raise TimeoutError
+
+    def run(self, what: Callable[[], str]) -> dict[str, str]:
+        return {worker: version or what() for worker, version in self.versions.items()}
+
+
+def test_clusters_that_would_give_other_rows_are_refused() -> None:
+    from sim.sweep.cluster import _check_workers
+
+    _check_workers(Unfit({"tcp://a:1": ""}), "here:1")
+    with pytest.raises(ConfigError, match="has no workers"):
+        _check_workers(Unfit({}), "here:1")
+    with pytest.raises(ConfigError, match="1 of 2 workers, such as tcp://b:1, have another opcycle"):
+        _check_workers(Unfit({"tcp://a:1": "", "tcp://b:1": "older"}), "here:1")
+
+
+def test_slow_points_are_handed_back_to_the_other_workers(spec_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sim.sweep import local
+
+    read = load_spec(spec_file)
+    monkeypatch.setattr(local, "_WORK", [(read, None)])
+    monkeypatch.setattr(local, "solve", lambda read, keys, cache: keys)
+    tasks = list(Space(read))
+    assert local._piece(tasks)[0] == [keys for _, keys in tasks]
+    monkeypatch.setattr(local, "PIECE_S", 0.0)
+    assert local._piece(tasks)[0] == [tasks[0][1]]
 
 
 def test_an_unused_cache_is_refused_where_it_cannot_be(tmp_path: Path) -> None:

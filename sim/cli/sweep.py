@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from sim.sweep.run import Outcome
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+Cluster = Annotated[
+    str | None, typer.Option("--cluster", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")
+]
 Html = Annotated[bool, typer.Option("--html", help="Add a page, DIR/report.html, with a table and a scatter.")]
 PAGE = "report.html"
 TOP = 8
@@ -28,9 +31,7 @@ def sweep(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file with hardware, workload and axes.")],
     output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results.")],
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Processes on this machine; 0 takes all.")] = 1,
-    cluster: Annotated[
-        str | None, typer.Option("--cluster", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")
-    ] = None,
+    cluster: Cluster = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished sweep.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Begin an unfinished sweep again.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Simulate even what is known already.")] = False,
@@ -76,6 +77,7 @@ def search(
     sampler: Annotated[str, typer.Option("--sampler", help="tpe, nsga2 or random.")] = "tpe",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampler.")] = 0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Points tried at once; 0 takes all processors.")] = 1,
+    cluster: Cluster = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Simulate even what is known already.")] = False,
     html: Html = False,
     json: Json = False,
@@ -97,7 +99,7 @@ def search(
     with _bar() as show:
         found = run_search(
             read, target, trials=trials, objectives=goals, sampler=Sampler(sampler), seed=seed,
-            jobs=jobs or cpu_count(), cached=not no_cache, progress=show,
+            jobs=jobs or cpu_count(), cluster=cluster, cached=not no_cache, progress=show,
         )  # fmt: skip
     front = found.front.to_pylist()
     drawn = []

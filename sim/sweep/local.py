@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import connection
 from pathlib import Path
+from threading import Thread
 from typing import Any, Final
 
 from sim.errors import ConfigError
@@ -18,8 +22,14 @@ from sim.sweep.spec import Spec, Value
 Task = tuple[int, dict[str, Value]]
 """A point's number and the keys that it sets."""
 
-AHEAD: Final = 4
-"""Points given to the workers beyond those under way, for each of them."""
+AHEAD: Final = 2
+"""Pieces of work given to the workers beyond those under way, for each of them."""
+
+PIECE_S: Final = 0.2
+"""Seconds that a piece should take: long beside the cost of handing it over, short beside any sweep."""
+
+PIECE: Final = 64
+"""Most points of a piece."""
 
 ATTEMPTS: Final = 3
 """Deaths of its worker after which a point counts as failed."""
@@ -69,41 +79,40 @@ def solve_all(spec: Spec, tasks: Iterator[Task], jobs: int, cache: Path | None) 
 
 
 def _forked(spec: Spec, tasks: Iterator[Task], jobs: int, cache: Path | None) -> Iterator[tuple[int, Row]]:
-    waiting: list[Task] = []
+    again: list[Task] = []
     deaths: dict[int, int] = {}
-    pool = _pool(jobs)
-    running: dict[Future[Row | None], Task] = {}
-    ended = False
+    pool = _pool(jobs, spec, cache)
+    running: dict[Future[tuple[list[Row | None], float]], list[Task]] = {}
+    size = 1
     try:
         while True:
-            while not ended and len(running) < jobs * (1 + AHEAD):
-                task = waiting.pop() if waiting else next(tasks, None)
-                if task is None:
-                    ended = True
-                else:
-                    running[pool.submit(solve, spec, task[1], cache)] = task
-            if not running:
-                if not waiting:
+            piece: list[Task] = []
+            try:
+                while len(running) < jobs * (1 + AHEAD):
+                    piece = [*again[:size], *islice(tasks, max(size - len(again), 0))]
+                    del again[:size]
+                    if not piece:
+                        break
+                    running[pool.submit(_piece, piece)] = piece
+                if not running:
                     return
-                ended = False
-                continue
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                task = running.pop(future)
-                try:
-                    row = future.result()
-                except BrokenProcessPool:
-                    lost = [task, *running.values()]
-                    running.clear()
-                    pool.shutdown(wait=False)
-                    pool = _pool(jobs)
-                    # Whose worker died is not known: each lost point is tried alone next, and blamed if it dies again.
-                    yield from _one_by_one(spec, lost, cache, deaths)
-                    break
-                if row is None:
-                    waiting.append(task)
-                    ended = False
-                else:
-                    yield task[0], row
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    piece = running.pop(future)
+                    rows, each_s = future.result()
+                    size = max(1, min(PIECE, int(PIECE_S / max(each_s, 1e-9))))
+                    again += piece[len(rows) :]
+                    for task, row in zip(piece, rows, strict=False):
+                        if row is None:
+                            again.append(task)
+                        else:
+                            yield task[0], row
+            except BrokenProcessPool:
+                # Whose worker died is not known: each lost point is tried alone next, and blamed if it dies again.
+                lost = dict(task for other in [piece, *running.values()] for task in other)
+                running.clear()
+                pool.shutdown(wait=False)
+                pool = _pool(jobs, spec, cache)
+                yield from _one_by_one(spec, list(lost.items()), cache, deaths)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -128,15 +137,16 @@ class Workers:
             return
         if self._pool is None:
             _close_caches()
-            self._pool = _pool(self._jobs)
-        futures = [self._pool.submit(_insist, self._spec, keys, self._cache) for _, keys in tasks]
-        for at, (future, task) in enumerate(zip(futures, tasks, strict=True)):
-            try:
-                yield task[0], future.result()
-            except BrokenProcessPool:
-                self.close()
-                yield from _one_by_one(self._spec, list(tasks[at:]), self._cache, {})
-                return
+            self._pool = _pool(self._jobs, self._spec, self._cache)
+        told = 0
+        try:
+            for future in [self._pool.submit(_alone, keys) for _, keys in tasks]:
+                row = future.result()
+                told += 1
+                yield tasks[told - 1][0], row
+        except BrokenProcessPool:
+            self.close()
+            yield from _one_by_one(self._spec, list(tasks[told:]), self._cache, {})
 
     def close(self) -> None:
         """End the processes."""
@@ -145,14 +155,12 @@ class Workers:
             self._pool = None
 
 
-def _one_by_one(
-    spec: Spec, lost: list[Task], cache: Path | None, deaths: dict[int, int]
-) -> Iterator[tuple[int, Row]]:
+def _one_by_one(spec: Spec, lost: list[Task], cache: Path | None, deaths: dict[int, int]) -> Iterator[tuple[int, Row]]:
     for number, keys in lost:
         while True:
-            with _pool(1) as alone:
+            with _pool(1, spec, cache) as alone:
                 try:
-                    row = alone.submit(_insist, spec, keys, cache).result()
+                    row = alone.submit(_alone, keys).result()
                 except BrokenProcessPool:
                     deaths[number] = deaths.get(number, 0) + 1
                     if deaths[number] < ATTEMPTS:
@@ -168,18 +176,54 @@ def _insist(spec: Spec, keys: dict[str, Value], cache: Path | None) -> Row:
     return row if row is not None else solve(spec, keys, None) or {}
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork"), initializer=_own_cache)
+_WORK: list[tuple[Spec, Path | None]] = []
+"""In a worker: the sweep that it was forked for, which need not travel with every point."""
+
+
+def _piece(tasks: list[Task]) -> tuple[list[Row | None], float]:
+    """In a worker: rows of the first of `tasks`, None where another process is at the point, and the seconds of one.
+
+    What takes longer than a piece should is handed back: other workers may have nothing left to do.
+    """
+    began = time.perf_counter()
+    spec, cache = _WORK[0]
+    rows: list[Row | None] = []
+    for _, keys in tasks:
+        rows.append(solve(spec, keys, cache))
+        if time.perf_counter() - began > PIECE_S:
+            break
+    return rows, (time.perf_counter() - began) / len(rows)
+
+
+def _alone(keys: dict[str, Value]) -> Row:
+    """In a worker: the row of one point."""
+    spec, cache = _WORK[0]
+    return _insist(spec, keys, cache)
+
+
+def _pool(jobs: int, spec: Spec, cache: Path | None) -> ProcessPoolExecutor:
+    fork = multiprocessing.get_context("fork")
+    return ProcessPoolExecutor(jobs, mp_context=fork, initializer=_begin, initargs=(spec, cache))
+
+
+def _begin(spec: Spec, cache: Path | None) -> None:
+    """What a worker does first. One whose parent was killed would otherwise wait for work for ever."""
+    _OPEN.clear()
+    _WORK[:] = [(spec, cache)]
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
 
 
 def _close_caches() -> None:
     """An open SQLite file must not cross a fork."""
     for open_cache in _OPEN.values():
         open_cache.close()
-    _OPEN.clear()
-
-
-def _own_cache() -> None:
     _OPEN.clear()
 
 
@@ -192,7 +236,5 @@ def _cache(path: Path) -> PointCache:
 
 def cpu_count() -> int:
     """Processors that this process may use."""
-    import os
-
     affinity: Any = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

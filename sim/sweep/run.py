@@ -18,6 +18,8 @@ from sim.sweep.store import RESULTS, Store
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from sim.sweep.cluster import Cluster
+
 Progress = Callable[[int, int], None]
 
 
@@ -48,17 +50,27 @@ def run_sweep(
     """
     space = Space(spec)
     check_space(space)
-    client = None
+    cache = cache_file() if cached else None
+    remote = None
     if cluster is not None:
-        from sim.sweep.cluster import connect
+        from sim.sweep.cluster import Cluster
 
-        client = connect(cluster)  # before the folder is touched
-    store = Store(folder, spec)
+        remote = Cluster(cluster, spec, cache)  # before the folder is touched
+    try:
+        return _run(space, Store(folder, spec), jobs, remote, cache, resume, restart, progress)
+    finally:
+        if remote is not None:
+            remote.close()
+
+
+def _run(
+    space: Space, store: Store, jobs: int, remote: Cluster | None, cache: Path | None, resume: bool, restart: bool,
+    progress: Progress | None,
+) -> Outcome:  # fmt: skip
     done = store.open(resume, restart)
     counts: Counter[str] = Counter()
     points = space.size
     store.describe(points, False, counts)
-    cache = cache_file() if cached else None
 
     def tasks() -> Iterator[Task]:
         nonlocal points
@@ -69,12 +81,7 @@ def run_sweep(
             elif number not in done:
                 yield number, keys
 
-    if client is None:
-        rows = solve_all(spec, tasks(), jobs, cache)
-    else:
-        from sim.sweep.cluster import solve_on_cluster
-
-        rows = solve_on_cluster(spec, tasks(), client, cache)
+    rows = solve_all(space.spec, tasks(), jobs, cache) if remote is None else remote.solve_all(tasks())
     finished = len(done)
     try:
         if progress:

@@ -29,6 +29,8 @@ from sim.sweep.study import STUDY, Sampler, Study
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from sim.sweep.cluster import Cluster
+
 SCHEMA: Final = "opcycle/search-result/1"
 ABOUT: Final = "search.json"
 TRIALS: Final = "trials.parquet"
@@ -56,11 +58,13 @@ def run_search(
     sampler: Sampler = Sampler.TPE,
     seed: int = 0,
     jobs: int = 1,
+    cluster: str | None = None,
     cached: bool = True,
     progress: Progress | None = None,
 ) -> Found:
     """Try `trials` different points of `spec` in all, those of an earlier search in `folder` counted in.
 
+    `jobs` points are tried at once, by processes of this machine or by the workers of the Dask scheduler `cluster`.
     `objectives` are columns of result rows with `min` or `max`; those of the spec by default. The same seed tries the
     same points as long as `jobs` is the same. Raises ConfigError for columns that rows do not have.
     """
@@ -74,26 +78,40 @@ def run_search(
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STUDY).is_file():
         raise ConfigError("holds no search, so it is not replaced; name a new folder", file=folder)
-    make_parent(folder / STUDY)
-    about = {"spec": spec.model_dump_json(by_alias=True, exclude_none=True), "objectives": goals}
-    study = Study(folder, space, about, goals, sampler, seed, trials)
-    workers = Workers(spec, jobs, cache_file() if cached else None)
-    wanted = min(trials, space.size)
+    workers = _workers(spec, jobs, cluster, cache_file() if cached else None)
     try:
-        while len(study.rows) < wanted:
-            asked = dict(study.ask(min(max(jobs, 1), wanted - len(study.rows))))
-            points = [(n, keys) for n in asked if (keys := space.point(n)) is not None]
-            rows = dict(workers.solve(points))
-            for number, trial in asked.items():
-                row = rows.get(number, {"status": IMPOSSIBLE, "error": "an axis is taken away here"})
-                values = [goal_value(row, name) for name in goals] if row["status"] == OK else None
-                study.tell(number, trial, row, values)
-            if progress:
-                progress(len(study.rows), wanted)
+        make_parent(folder / STUDY)
+        about = {
+            "spec": spec.model_dump_json(by_alias=True, exclude_none=True),
+            "objectives": [*map(list, goals.items())],
+        }
+        study = Study(folder, space, about, goals, sampler, seed, trials)
+        wanted = min(trials, space.size)
+        try:
+            while len(study.rows) < wanted:
+                asked = dict(study.ask(min(max(jobs, 1), wanted - len(study.rows))))
+                points = [(n, keys) for n in asked if (keys := space.point(n)) is not None]
+                rows = dict(workers.solve(points))
+                for number, trial in asked.items():
+                    row = rows.get(number, {"status": IMPOSSIBLE, "error": "an axis is taken away here"})
+                    values = [goal_value(row, name) for name in goals] if row["status"] == OK else None
+                    study.tell(number, trial, row, values)
+                if progress:
+                    progress(len(study.rows), wanted)
+        finally:
+            study.flush()
     finally:
-        study.flush()
         workers.close()
     return _write(space, folder, study.rows, goals)
+
+
+def _workers(spec: Spec, jobs: int, cluster: str | None, cache: Path | None) -> Workers | Cluster:
+    """Who solves points: processes of this machine, or a Dask cluster, which is reached before anything is written."""
+    if cluster is None:
+        return Workers(spec, jobs, cache)
+    from sim.sweep.cluster import Cluster
+
+    return Cluster(cluster, spec, cache)
 
 
 def _write(space: Space, folder: Path, rows: Mapping[int, Row], goals: Mapping[str, str]) -> Found:
@@ -102,10 +120,11 @@ def _write(space: Space, folder: Path, rows: Mapping[int, Row], goals: Mapping[s
     ok = [n for n in sorted(rows) if rows[n]["status"] == OK]
     values = [[goal_value(rows[n], name) for name in goals] for n in ok]
     best = {ok[i] for i in pareto(values, list(goals.values()))}
+    turn = {n: i for i, n in enumerate(rows, 1)}
 
     def lines(numbers: Sequence[int]) -> Iterator[Row]:
         for n in numbers:
-            yield {"point": n, **space.row(space.choices(n)), **rows[n], "on_front": n in best}
+            yield {"point": n, "trial": turn[n], **space.row(space.choices(n)), **rows[n], "on_front": n in best}
 
     tried, front = table(lines(sorted(rows))), table(lines([n for n in ok if n in best]))
     for name, found in ((TRIALS, tried), (FRONT, front)):
@@ -120,5 +139,5 @@ def _write(space: Space, folder: Path, rows: Mapping[int, Row], goals: Mapping[s
         "tried": len(rows),
         "spec": json.loads(space.spec.model_dump_json(by_alias=True, exclude_none=True)),
     }
-    write_text(folder / ABOUT, json.dumps(about, indent=2, sort_keys=True) + "\n")
+    write_text(folder / ABOUT, json.dumps(about, indent=2) + "\n")
     return Found(tried, front, goals, len(rows))

@@ -94,10 +94,10 @@ class Store:
             "spec": json.loads(self._spec_text()),
             "points": points,
             "complete": complete,
-            "counts": dict(counts),
+            "counts": dict(sorted(counts.items())),
             "files": sorted(files),
         }
-        write_text(self.folder / ABOUT, json.dumps(about, indent=2, sort_keys=True) + "\n")
+        write_text(self.folder / ABOUT, json.dumps(about, indent=2) + "\n")
 
     def add(self, row: Row) -> None:
         """Take a row, which is on disk soon."""

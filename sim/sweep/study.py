@@ -212,7 +212,10 @@ def _open(
         if summary.n_trials == 0:
             optuna.delete_study(study_name=other, storage=storage)  # broken off before its first point was told
         elif other != name or summary.user_attrs != dict(about):
-            raise ConfigError("holds a search of another spec or other objectives; name a new folder", file=folder)
+            raise ConfigError(
+                "holds a search of another spec or other objectives, or these in another order; name a new folder",
+                file=folder,
+            )
     study = optuna.create_study(
         storage=storage, study_name=name, directions=[_direction(goal) for goal in goals.values()], load_if_exists=True
     )
