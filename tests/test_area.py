@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.area import area_mm2, cost_usd, die_usd, load_silicon
-from sim.catalog import names
+from sim.catalog import find, names
+from sim.config import load_yaml
 from sim.energy_tables import load_table
 from sim.kinds import load_hardware
 
@@ -64,6 +65,13 @@ def test_a_stated_die_is_taken_as_it_is() -> None:
     assert area_mm2(load_hardware("a100-80g")) == {"die": 826.0}
     cost = load_hardware("h200").cost_usd
     assert cost is not None and cost > 1000  # 141 GB of HBM3 alone
+
+
+@pytest.mark.parametrize("name", names("hardware"))
+def test_a_variant_with_other_units_does_not_inherit_a_die(name: str) -> None:
+    own = load_yaml(find("hardware", name)).data
+    if "base" in own and "count" in own.get("sm", {}):
+        assert "die" in own, "state its die, or null"
 
 
 def test_the_first_tpu_comes_out_as_published() -> None:

@@ -19,14 +19,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sim.catalog import find
 from sim.errors import ConfigError
+from sim.kinds import load_hardware
 from sim.sweep.cache import PointCache
 from sim.sweep.condition import Condition
 from sim.sweep.local import solve_all
+from sim.sweep.point import forget, prepare
 from sim.sweep.run import run_sweep
 from sim.sweep.search import run_search
 from sim.sweep.space import Space
-from sim.sweep.spec import Range, Spec, load_spec
+from sim.sweep.spec import Range, Spec, load_spec, points_of
 from sim.sweep.store import RESULTS, Store, table
 from tests.conftest import ROOT, Outcome
 
@@ -301,6 +304,17 @@ def test_the_command_tells_what_it_found(spec_file: Path, tmp_path: Path, opcycl
         ({"constraints": ["hw.area_mm < 1"]}, "unknown key 'area_mm'"),
         ({"constraints": ["workload.bach < 1"]}, "unknown key 'bach'.*nearest is 'batch'"),
         ({"constraints": ["result.time < 1"]}, "unknown column 'time', nearest is 'time_s'"),
+        ({"constraints": ["hw.scratchpad.capacity > 2 MiB"]}, r"2 MiB is written 2 \* MiB"),
+        ({"axes": {"hw.cores": 4}}, "is 4, but must be a list, a range"),
+        ({"axes": {"hw.cores": {"values": []}}}, "hw.cores: has no values"),
+        ({"axes": {"hw.cores": {"from": 1, "too": 4, "step": 1}}}, "unknown key 'too', nearest is 'to'"),
+        ({"axes": {"hw.cores": {"from": 1, "step": 1}}}, "to is missing"),
+        ({"axes": {"hw.cores": {"from": True, "to": 4, "step": 1}}}, "from is true, but must be a number"),
+        ({"axes": {"hw.cores": {"from": 1, "to": 2, "factor": 1.0000001}}}, "more than 10,000 values"),
+        ({"axes": {"hw.cores": {"from": 1, "to": 10**12, "step": 1}}}, "has 1,000,000,000,000 points.*--yes"),
+        ({"axes": {"hardware": ["npu-hbm2", "npu-hbm3"]}}, "unknown hardware 'npu-hbm3'"),
+        ({"axes": {"hardware": ["npu-hbm2", "./npu.yaml"]}}, "axes.hardware: './npu.yaml': no such file"),
+        ({"objectives": {"tim": "min"}}, "unknown column 'tim', nearest is 'time'"),
         ({"hardware": "npu-hbm3"}, "npu-hbm3.*nearest"),
         ({"axis": {}}, "unknown key 'axis', nearest is 'axes'"),
     ],
@@ -315,6 +329,36 @@ def test_wrong_specs_are_refused(
     said = refused("sweep", spec_file, "-o", tmp_path / "out")
     assert re.search(sentence, said), said
     assert not (tmp_path / "out").exists()
+
+
+def test_specs_are_checked_without_a_run(spec_file: Path, opcycle: Callable[..., Outcome], refused: Refused) -> None:
+    assert opcycle("check", spec_file).code == 0
+    spec_file.write_text(spec_file.read_text().replace("array.rows", "array.rowz"))
+    assert "nearest is 'rows'" in refused("check", spec_file)
+
+
+def test_a_range_counts_what_it_has_without_laying_it_out() -> None:
+    for ends in (
+        {"from": 1, "to": 9, "step": 4},
+        {"from": 3, "to": 100, "factor": 1.5},
+        {"from": 5, "to": 5, "factor": 2},
+    ):
+        given_range = Range.model_validate(ends)
+        assert given_range.count() == len(given_range.values())
+    wide = spec(
+        axes={"hw.cores": {"from": 1, "to": 10**9, "step": 1}, "hw.array.rows": [1, 2]}, variants={"a": {}, "b": {}}
+    )
+    assert points_of(wide) == 4 * 10**9
+    with pytest.raises(ConfigError, match="1,000,000,000 values, but at most 1,000,000"):
+        Space(wide)
+
+
+def test_paths_of_an_axis_are_beside_the_spec(spec_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = yaml.safe_load(spec_file.read_text())
+    data["axes"] = {"workload": ["./tiny-decode.yaml", "llama3-8b-decode"]}
+    spec_file.write_text(yaml.safe_dump(data))
+    monkeypatch.chdir(ROOT)
+    assert load_spec(spec_file).axes["workload"] == [str(tmp_path / "tiny-decode.yaml"), "llama3-8b-decode"]
 
 
 def test_a_space_beyond_reason_asks_for_a_word(spec_file: Path, tmp_path: Path, refused: Refused) -> None:
@@ -345,6 +389,43 @@ def test_folders_of_others_and_of_other_sweeps_stay(
     assert "no Dask scheduler" in refused("sweep", spec_file, "-o", tmp_path / "c", "--cluster", "tcp://127.0.0.1:1")
     assert "is no address" in refused("sweep", spec_file, "-o", tmp_path / "c", "--cluster", "nowhere")
     assert not (tmp_path / "c").exists()
+
+
+def test_damaged_folders_and_changed_inputs_are_told(
+    spec_file: Path, tmp_path: Path, refused: Refused, opcycle: Callable[..., Outcome]
+) -> None:
+    out = tmp_path / "out"
+    assert opcycle("sweep", spec_file, "-o", out).code == 0
+    again = ("sweep", spec_file, "-o", out, "--resume")
+    (out / "parts").mkdir()
+    (out / "parts" / "000000.parquet").write_text("junk")
+    assert "000000.parquet: is damaged" in refused(*again)
+    (out / "parts" / "000000.parquet").unlink()
+    assert opcycle(*again).code == 0
+    work = tmp_path / "tiny-decode.yaml"
+    work.write_text(work.read_text().replace("context: ", "context: 1"))
+    assert "of files that have changed since" in refused(*again)
+    for text in ("{", "{}", '{"schema": "opcycle/sweep-result/1"}'):
+        (out / "sweep.json").write_text(text)
+        assert "cannot be read as the description of a sweep" in refused(*again)
+    (tmp_path / "file").write_text("")
+    assert "file is no folder" in refused("sweep", spec_file, "-o", tmp_path / "file" / "out")
+
+
+def test_machines_of_every_kind_are_points_and_files_that_they_name_count(spec_file: Path, tmp_path: Path) -> None:
+    kernels = tmp_path / "kernels.yaml"
+    kernels.write_text(find("kernels", load_hardware("h200").kernels).read_text())
+    read = load_spec(spec_file).model_copy(
+        update={"axes": {"hardware": ["h200", "streaming-hbm", "a100-roofline"]}, "set": {"workload.batch": 1}}
+    )
+    outcome = run_sweep(read, tmp_path / "out")
+    assert outcome.counts == {"ok": 3}, outcome.table["error"]
+    keys = []
+    for text in ("", "\n# changed\n"):
+        kernels.write_text(kernels.read_text() + text)
+        forget()
+        keys.append(prepare(read, {"hardware": "h200", "hw.kernels": str(kernels)}).key)
+    assert keys[0] != keys[1]
 
 
 def test_the_same_points_come_from_a_cluster_that_loses_a_worker(spec_file: Path, tmp_path: Path) -> None:

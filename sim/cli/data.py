@@ -150,9 +150,11 @@ def _validate(kind: Schema, file: Path) -> None:
 
         load_length_set(file)
     elif kind is Schema.sweep:
+        from sim.sweep.run import check_space
+        from sim.sweep.space import Space
         from sim.sweep.spec import load_spec
 
-        load_spec(file)
+        check_space(Space(load_spec(file)))
     elif kind is Schema.claims:
         from sim.claims.schema import read_claims
 

@@ -42,8 +42,7 @@ def sweep(
     """Simulate every point of a design space; results stream to Parquet and a broken-off sweep resumes."""
     from sim.sweep.local import cpu_count
     from sim.sweep.run import run_sweep
-    from sim.sweep.space import Space
-    from sim.sweep.spec import load_spec, refuse_large
+    from sim.sweep.spec import load_spec, points_of, refuse_large
 
     if cluster is not None and jobs != 1:
         raise ConfigError("--jobs and --cluster exclude each other")
@@ -52,7 +51,7 @@ def sweep(
     read = load_spec(spec)
     target = place(output)
     if not yes:
-        refuse_large(Space(read).size)
+        refuse_large(points_of(read))
     say_if_kernels_are_new("machine.run")
     with _bar() as show:
         outcome = run_sweep(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from fractions import Fraction
@@ -21,6 +22,8 @@ SIZES: Final[Mapping[str, int]] = {
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kHz": 10**3, "MHz": 10**6, "GHz": 10**9,
 }  # fmt: skip
 """Words for sizes and clocks: machine keys count bytes and hertz."""
+
+_SIZED: Final = re.compile(rf"([0-9.]+) *({'|'.join(SIZES)})\b")
 
 _BINARY: Final[Mapping[type[ast.operator], Callable[[Any, Any], Any]]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -47,7 +50,8 @@ class Condition:
         try:
             self._tree = ast.parse(text, mode="eval").body
         except (SyntaxError, ValueError, RecursionError):
-            raise ValueError(f"{text!r} is no condition of {_ALLOWED}") from None
+            told = next((f"; {n} {unit} is written {n} * {unit}" for n, unit in _SIZED.findall(text)), "")
+            raise ValueError(f"{text!r} is no condition of {_ALLOWED}{told}") from None
         self.names: tuple[str, ...] = tuple(dict.fromkeys(self._check(self._tree)))
 
     @property

@@ -15,9 +15,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sim.catalog import is_path
 from sim.errors import ConfigError, not_among
 from sim.sweep.condition import RESULT, Condition, value_at
-from sim.sweep.spec import Spec, Value
+from sim.sweep.spec import Spec, Value, named, values_of
 
 if TYPE_CHECKING:
     from sim.kinds import PassRunner
@@ -87,8 +88,9 @@ def _machine(name: str, overrides: dict[str, Value]) -> tuple[Machine, str]:
     what = f"{name} {json.dumps(overrides, sort_keys=True)}"
     if what not in _MACHINES:
         machine = load_hardware(name, overrides)
-        parts = [machine.content, machine.dram.content, _table(machine.energy.table)]
+        parts = [machine.content, machine.dram.content]
         parts += [tier.model_dump_json(by_alias=True) for tier in machine.tier_data.values()]
+        parts += _files(json.loads(machine.content))
         if len(_MACHINES) >= KEPT:
             _MACHINES.clear()
         _MACHINES[what] = machine, "\0".join(parts)
@@ -104,8 +106,23 @@ def _workload(name: str, overrides: dict[str, Value]) -> tuple[Workload, str]:
         workload = load_workload(name, overrides)
         if len(_WORKLOADS) >= KEPT:
             _WORKLOADS.clear()
-        _WORKLOADS[what] = workload, _asked(workload)
+        told = _asked(workload)
+        _WORKLOADS[what] = workload, what + told if workload.scenario is None else told
     return _WORKLOADS[what]
+
+
+def rests_on(spec: Spec) -> str:
+    """Hash of all that rows depend on beside the spec: code, and the files of its machines and workloads."""
+    digest = sha256(code_version().encode())
+    for key, read in (("hardware", _machine), ("workload", _workload)):
+        names = {str(value) for value in named(spec, key)}
+        for name in sorted(names):
+            try:
+                told = read(name, {})[1]
+            except ConfigError:
+                told = read(name, _first(spec, key))[1]
+            digest.update(told.encode())
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=256)
@@ -210,7 +227,7 @@ def check_axes(spec: Spec, keys: Mapping[str, Value]) -> None:
         root, dot, rest = key.partition(".")
         try:
             if not dot:
-                (load_hardware if key == "hardware" else load_workload)(str(value))
+                _check_name(spec, key, str(value))
             elif root == "hw":
                 load_hardware(str(keys.get("hardware", spec.hardware)), {rest: value})
             else:
@@ -220,6 +237,26 @@ def check_axes(spec: Spec, keys: Mapping[str, Value]) -> None:
                 raise
             if "unknown key" in error.message:
                 raise ConfigError(f"axis {key}: {error.message}") from None
+
+
+def _check_name(spec: Spec, key: str, name: str) -> None:
+    """Refuse a file that can be read neither as it is nor, if it leaves something open, at the first point."""
+    read = _machine if key == "hardware" else _workload
+    try:
+        read(name, {})
+    except ConfigError as error:
+        try:
+            read(name, _first(spec, key))
+        except ConfigError:
+            raise error from None
+
+
+def _first(spec: Spec, key: str) -> dict[str, Value]:
+    """What the first point sets of the machine, or of the workload."""
+    keys = {**spec.set, **next(iter(spec.variants.values()), {})}
+    keys |= {name: values_of(axis)[0] for name, axis in spec.axes.items()}
+    root = "hw." if key == "hardware" else "workload."
+    return {name.removeprefix(root): value for name, value in keys.items() if name.startswith(root)}
 
 
 def _value(machine: Machine, workload: Workload, name: str) -> Any:
@@ -246,17 +283,21 @@ def _engine(machine: Machine) -> PassRunner:
     return engine
 
 
-@lru_cache(maxsize=16)
-def _table(name: str) -> str:
-    from sim.energy_tables import load_table
-
-    return load_table(name)[0].model_dump_json(by_alias=True)
+def _files(said: Any) -> list[str]:
+    """Hashes of the files that a description names by path: energy tables, kernel libraries, arithmetic units."""
+    if isinstance(said, dict):
+        said = [*said.values()]
+    if isinstance(said, list):
+        return [found for inner in said for found in _files(inner)]
+    if isinstance(said, str) and is_path(said) and Path(said).is_file():
+        return [sha256(Path(said).read_bytes()).hexdigest()]
+    return []
 
 
 def _asked(workload: Workload) -> str:
     if workload.scenario is None or workload.model is None:
-        assert workload.source is not None
-        return workload.source.read_text(encoding="utf-8")
+        assert workload.source is not None  # a trace, or an ONNX file with the dimensions that it leaves open
+        return sha256(workload.source.read_bytes()).hexdigest()
     lengths = ",".join(map(str, workload.lengths))
     return f"{workload.scenario.model_dump_json(by_alias=True)}{lengths}{workload.model.model_dump_json(by_alias=True)}"
 

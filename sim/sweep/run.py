@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from sim.sweep.cache import cache_file
 from sim.sweep.local import Task, solve_all
-from sim.sweep.point import check_axes, check_constraints, forget
+from sim.sweep.objectives import SHORT
+from sim.sweep.point import check_axes, check_column, check_constraints, forget, rests_on
 from sim.sweep.space import Space
-from sim.sweep.spec import Spec
+from sim.sweep.spec import FILES, Spec
 from sim.sweep.store import RESULTS, Store
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def run_sweep(
 
         remote = Cluster(cluster, spec, cache)  # before the folder is touched
     try:
-        return _run(space, Store(folder, spec), jobs, remote, cache, resume, restart, progress)
+        return _run(space, Store(folder, spec, rests_on(spec)), jobs, remote, cache, resume, restart, progress)
     finally:
         if remote is not None:
             remote.close()
@@ -101,14 +102,18 @@ def _run(
 
 
 def check_space(space: Space) -> None:
-    """Refuse names and keys that do not exist, before anything runs. Raises ConfigError."""
+    """Refuse names, keys and columns that do not exist, before anything runs. Raises ConfigError."""
     forget()
-    check_axes(space.spec, {"hardware": space.spec.hardware, "workload": space.spec.workload})
-    seen: set[str] = set()
+    spec = space.spec
+    check_axes(spec, {"hardware": spec.hardware, "workload": spec.workload})
+    seen: set[tuple[str, str]] = set()
     for axis in space.axes:
         for step in axis.steps:
-            keys = {key: value for key, value in step.items() if key not in seen}
-            seen.update(keys)
-            check_axes(space.spec, keys)
-    check_axes(space.spec, space.spec.set)
-    check_constraints(space.spec)
+            # A key is asked for once, a file as often as another is named.
+            named = {key: (key, str(value) if key in FILES else "") for key, value in step.items()}
+            check_axes(spec, {key: value for key, value in step.items() if named[key] not in seen})
+            seen.update(named.values())
+    check_axes(spec, spec.set)
+    check_constraints(spec)
+    for name in spec.objectives:
+        check_column(SHORT.get(name, name), f"objective {name!r}", SHORT)

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sim.document import Document, load_yaml
-from sim.errors import ConfigError, not_among
+from sim.errors import ConfigError, not_among, show
 from sim.sweep.condition import Condition
 
 SCHEMA: Final = "opcycle/sweep/1"
 ROOTS: Final = ("hw", "workload")
+FILES: Final = ("hardware", "workload")
+"""Keys whose values may be paths."""
 VARIANT: Final = "variant"
 MOST_POINTS: Final = 10**8
 """A larger space needs the user's word that it is meant."""
+MOST_VALUES: Final = 10**6
+"""An axis is laid out in memory, so it may not have more values."""
+MOST_FACTORS: Final = 10**4
+"""The same for ranges by a factor, whose values are exact fractions that grow."""
 
+Number = StrictInt | StrictFloat
 Value = bool | int | float | str | list[Any] | dict[str, Any] | None
 
 
@@ -33,43 +51,50 @@ class Range(Strict):
     Ends and step may carry a unit, which all three share: `{from: 4 MiB, to: 64 MiB, factor: 2}`.
     """
 
-    from_: int | float | str = Field(alias="from")
-    to: int | float | str
-    step: int | float | str | None = None
-    factor: int | float | None = None
+    from_: Number | StrictStr = Field(alias="from")
+    to: Number | StrictStr
+    step: Number | StrictStr | None = None
+    factor: Number | None = None
     when: str | None = Field(default=None, description="the axis exists only where this condition on others holds")
 
     @model_validator(mode="after")
     def _check(self) -> Range:
         if (self.step is None) == (self.factor is None):
             raise ValueError("a range has either a step or a factor")
-        self.values()
+        if self.count() <= MOST_VALUES:
+            self.values()
         return self
 
-    def values(self) -> list[Value]:
-        """The values in order. Raises ValueError for a range that is empty or never ends."""
+    def count(self) -> int:
+        """How many values there are. Raises ValueError for a range that is empty or never ends."""
         (low, unit), (high, other) = _split(self.from_), _split(self.to)
         if unit != other:
             raise ValueError(f"from {self.from_!r} and to {self.to!r} have different units")
         if low > high:
             raise ValueError(f"the range from {self.from_} to {self.to} is empty")
-        found = [low]
-        if self.factor is not None:
-            factor = Fraction(str(self.factor))
-            if factor <= 1 or low <= 0:
-                raise ValueError(f"a range by factor needs a start above 0 and a factor above 1, not {self.factor}")
-            while found[-1] * factor <= high and len(found) <= MOST_POINTS:
-                found.append(found[-1] * factor)
-        else:
+        if self.factor is None:
             step, own = _split(self.step)
             if own not in ("", unit):
                 raise ValueError(f"step {self.step!r} has another unit than {self.from_!r}")
             if step <= 0:
                 raise ValueError(f"a range's step must be above 0, not {self.step}")
-            count = int((high - low) / step)
-            if count > MOST_POINTS:
-                raise ValueError(f"the range has {count + 1} values")
-            found = [low + i * step for i in range(count + 1)]
+            return int((high - low) / step) + 1
+        factor = Fraction(str(self.factor))
+        if factor <= 1 or low <= 0:
+            raise ValueError(f"a range by factor needs a start above 0 and a factor above 1, not {self.factor}")
+        if math.log(high / low) / math.log1p(factor - 1) > MOST_FACTORS:
+            raise ValueError(f"a factor of {self.factor} gives more than {MOST_FACTORS:,} values")
+        count, last = 1, low
+        while last * factor <= high:
+            count, last = count + 1, last * factor
+        return count
+
+    def values(self) -> list[Value]:
+        """The values in order; equal ends and steps give equal values, whatever a float would make of them."""
+        low, unit = _split(self.from_)
+        ratio = None if self.factor is None else Fraction(str(self.factor))
+        step = Fraction(0) if self.step is None else _split(self.step)[0]
+        found = [low + i * step if ratio is None else low * ratio**i for i in range(self.count())]
         return [_joined(value, unit) for value in found]
 
 
@@ -107,7 +132,7 @@ class Spec(Strict):
         """Tells a range from a list with a condition by its keys, so that complaints are about the right one."""
         if not isinstance(axes, dict):
             return axes
-        return {key: _form(key, axis) if isinstance(axis, dict) else axis for key, axis in axes.items()}
+        return {key: _form(str(key), axis) for key, axis in axes.items()}
 
     @field_validator("axes")
     @classmethod
@@ -146,7 +171,7 @@ class Spec(Strict):
                 if key in grouped:
                     raise ValueError(f"{key} is in two groups of zip")
                 grouped[key] = number
-            lengths = {key: len(values_of(self.axes[key])) for key in group}
+            lengths = {key: count_of(self.axes[key]) for key in group}
             if len(set(lengths.values())) > 1:
                 each = ", ".join(f"{key} has {n}" for key, n in lengths.items())
                 raise ValueError(f"zip.{number} joins axes of different lengths: {each}")
@@ -171,24 +196,64 @@ class Spec(Strict):
         return self
 
 
-def _form(key: str, axis: dict[str, Any]) -> Range | Values:
+def named(spec: Spec, key: str) -> list[Value]:
+    """Every value that some point has at `key`, one of FILES."""
+    own = [getattr(spec, key), *(values_of(spec.axes[key]) if key in spec.axes else [])]
+    return [*own, *(keys[key] for keys in (spec.set, *spec.variants.values()) if key in keys)]
+
+
+def _form(key: str, axis: Any) -> list[Value] | Range | Values:
+    if isinstance(axis, (list, Range, Values)):
+        return axis
+    if not isinstance(axis, dict):
+        raise ValueError(
+            f"axis {key}: is {show(axis)}, but must be a list, a range {{from, to, step or factor}}, or "
+            "{values, when}"
+        )
     form: type[Range] | type[Values] = Values if "values" in axis else Range
     try:
         return form.model_validate(axis)
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "extra_forbidden":
-            allowed = [field.alias or name for name, field in form.model_fields.items()]
-            raise ValueError(f"axis {key}: {not_among('key', str(first['loc'][-1]), allowed)}") from None
-        at = ".".join(map(str, first["loc"]))
-        raise ValueError(f"axis {key}: {at + ': ' if at else ''}{first['msg'].removeprefix('Value error, ')}") from None
+        # A key that is not known tells more than the one that is missing because it was misspelt.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        at = ".".join(map(str, first["loc"][:1]))
+        match first["type"]:
+            case "extra_forbidden":
+                allowed = [field.alias or name for name, field in form.model_fields.items()]
+                said = not_among("key", at, allowed)
+            case "missing":
+                said = f"{at} is missing"
+            case "too_short":
+                said = "has no values"
+            case "value_error":
+                said = first["msg"].removeprefix("Value error, ")
+            case _:
+                wanted = "text" if at == "when" else "a list" if at == "values" else "a number, or one with a unit"
+                said = f"{at} is {show(axis[at])}, but must be {wanted}"
+        raise ValueError(f"axis {key}: {said}") from None
 
 
 def values_of(axis: list[Value] | Range | Values) -> list[Value]:
-    """The values of an axis in order."""
+    """The values of an axis in order. Raises ConfigError for more than can be laid out."""
     if isinstance(axis, list):
         return axis
-    return axis.values if isinstance(axis, Values) else axis.values()
+    if isinstance(axis, Values):
+        return axis.values
+    if axis.count() > MOST_VALUES:
+        raise ConfigError(f"an axis has {axis.count():,} values, but at most {MOST_VALUES:,} can be laid out")
+    return axis.values()
+
+
+def count_of(axis: list[Value] | Range | Values) -> int:
+    """How many values an axis has."""
+    return axis.count() if isinstance(axis, Range) else len(axis if isinstance(axis, list) else axis.values)
+
+
+def points_of(spec: Spec) -> int:
+    """How many points a spec has, those without an axis that its condition takes away counted as often as with it."""
+    zipped = {key for group in spec.zip for key in group[1:]}
+    axes = [count_of(axis) for key, axis in spec.axes.items() if key not in zipped]
+    return math.prod(axes) * max(1, len(spec.variants))
 
 
 def condition_of(axis: list[Value] | Range | Values) -> str | None:
@@ -203,19 +268,37 @@ def load_spec(path: str | Path) -> Spec:
 
     document: Document = load_yaml(Path(path))
     spec = build(Spec, document)
-    changes: dict[str, Any] = {} if spec.name else {"name": Path(path).stem}
-    for key in ("hardware", "workload"):
-        name = getattr(spec, key)
-        if is_path(name):
-            changes[key] = str((Path(path).parent / name).resolve())
-            if not Path(changes[key]).is_file():
-                raise document.error(f"{name!r}: no such file", key)
-    return spec.model_copy(update=changes)
+
+    def found(name: Any, at: str) -> Any:
+        if not isinstance(name, str) or not is_path(name):
+            return name
+        full = (Path(path).parent / name).resolve()
+        if not full.is_file():
+            raise document.error(f"{name!r}: no such file", at)
+        return str(full)
+
+    def beside(values: dict[str, Any], at: str) -> dict[str, Any]:
+        return {key: found(value, f"{at}.{key}") if key in FILES else value for key, value in values.items()}
+
+    axes = dict(spec.axes)
+    for key in FILES:
+        if key in axes:
+            names = [found(name, f"axes.{key}") for name in values_of(axes[key])]
+            axes[key] = Values(values=names, when=condition_of(axes[key])) if condition_of(axes[key]) else names
+    return spec.model_copy(
+        update={
+            "name": spec.name or Path(path).stem,
+            **{key: found(getattr(spec, key), key) for key in FILES},
+            "axes": axes,
+            "set": beside(spec.set, "set"),
+            "variants": {name: beside(keys, f"variants.{name}") for name, keys in spec.variants.items()},
+        }
+    )
 
 
 def _check_key(key: str) -> None:
     root, _, rest = key.partition(".")
-    if key not in ("hardware", "workload") and (root not in ROOTS or not rest):
+    if key not in FILES and (root not in ROOTS or not rest):
         raise ValueError(f"{key!r} is no key: keys begin with 'hw.' or 'workload.', or are 'hardware' or 'workload'")
 
 

@@ -25,6 +25,8 @@ SCHEMA: Final = "opcycle/sweep-result/1"
 ABOUT: Final = "sweep.json"
 RESULTS: Final = "results.parquet"
 PARTS: Final = "parts"
+WANTED: Final = frozenset({"spec_sha256", "rests_on_sha256", "points", "complete", "files"})
+"""Keys that the description must have for a later run to know what the folder holds."""
 ROWS: Final = 512
 """Rows of a part."""
 SECONDS: Final = 2.0
@@ -36,9 +38,11 @@ Row = dict[str, Any]
 class Store:
     """The results of one sweep on disk."""
 
-    def __init__(self, folder: str | Path, spec: Spec) -> None:
+    def __init__(self, folder: str | Path, spec: Spec, rests_on: str = "") -> None:
+        """`rests_on`: a hash of the code and of the files that rows depend on beside the spec."""
         self.folder = Path(folder)
         self.spec = spec
+        self._rests_on = rests_on
         self._rows: list[Row] = []
         self._written = time.monotonic()
         self._parts = 0
@@ -62,10 +66,15 @@ class Store:
                 file=folder / ABOUT,
             )
         elif resume:
-            if about["spec_sha256"] != self._spec_hash():
-                raise ConfigError(
-                    "holds a sweep of another spec, so it cannot go on; name a new folder", file=folder / ABOUT
-                )
+            for key, own, what in (
+                ("spec_sha256", self._spec_hash(), "of another spec"),
+                ("rests_on_sha256", self._rests_on, "made by other code, or of files that have changed since"),
+            ):
+                if about[key] != own:
+                    raise ConfigError(
+                        f"holds a sweep {what}, so it cannot go on; say --restart or name a new folder",
+                        file=folder / ABOUT,
+                    )
         elif not about["complete"] and not restart:
             raise ConfigError(
                 f"holds an unfinished sweep ({about['points']:,} points); say --resume to go on with it or --restart "
@@ -91,6 +100,7 @@ class Store:
             "opcycle": __version__,
             "name": self.spec.name,
             "spec_sha256": self._spec_hash(),
+            "rests_on_sha256": self._rests_on,
             "spec": json.loads(self._spec_text()),
             "points": points,
             "complete": complete,
@@ -124,7 +134,7 @@ class Store:
         import pyarrow.parquet as pq
 
         self.flush()
-        parts = [pq.read_table(path) for path in self._files()]
+        parts = [_read(path) for path in self._files()]
         whole = pa.concat_tables(_alike(parts), promote_options="permissive") if parts else table([])
         whole = whole.sort_by("point")
         points = whole["point"].to_pylist()
@@ -142,9 +152,7 @@ class Store:
         results = self.folder / RESULTS
         # Killed between the table's rename and the removal of the parts: the table has them all.
         if results.exists() and parts:
-            import pyarrow.parquet as pq
-
-            inside = set(pq.read_table(results, columns=["point"])["point"].to_pylist())
+            inside = set(_points(results))
             parts = [p for p in parts if not inside.issuperset(_points(p))]
         return [*([results] if results.exists() else []), *parts]
 
@@ -154,11 +162,14 @@ class Store:
     def _about(self) -> dict[str, Any] | None:
         try:
             found = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError):
+            found = {}
+        known = isinstance(found, dict) and "schema" in found
+        if not known or (found["schema"] == SCHEMA and not set(found) >= WANTED):
             raise ConfigError("cannot be read as the description of a sweep", file=self.folder / ABOUT) from None
-        return found if isinstance(found, dict) else {}
+        return dict(found)
 
     def _spec_text(self) -> str:
         return self.spec.model_dump_json(by_alias=True, exclude_none=True)
@@ -218,7 +229,15 @@ def _alike(parts: Sequence[pa.Table]) -> list[pa.Table]:
 
 
 def _points(path: Path) -> list[int]:
+    found: list[int] = _read(path, ["point"])["point"].to_pylist()
+    return found
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    found: list[int] = pq.read_table(path, columns=["point"])["point"].to_pylist()
-    return found
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException):
+        raise ConfigError("is damaged; without it, --resume simulates its points again", file=path) from None
