@@ -65,15 +65,16 @@ def front_figure(source: Source, objectives: Mapping[str, str]) -> Figure:
             third = [number(row, names[2]) for row in best]
             low, high = min(third), max(third)
             sizes = [14 + 90 * (v - low) / (high - low) if high > low else 30.0 for v in third]
-            label += f" of {len(names)} (size: {names[2]})"
+            factor, unit = _scale(third, names[2])
+            label += f" of {len(names)}; size: {names[2]}, {low * factor:.3g} to {high * factor:.3g} {unit}".rstrip()
         axes.scatter(
             [number(r, x) * fx for r in best], [number(r, y) * fy for r in best], s=sizes, color=VERMILION,
             edgecolors="white", linewidths=0.5, label=label, zorder=4,
         )  # fmt: skip
-        for axis, name, values in ((axes.xaxis, x, rows), (axes.yaxis, y, rows)):
-            found = [number(row, name) for row in values]
-            if min(found) > 0 and max(found) / min(found) > 30:
-                (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+        for axis, set_scale, name in ((axes.xaxis, axes.set_xscale, x), (axes.yaxis, axes.set_yscale, y)):
+            if spreads([number(row, name) for row in rows]):
+                set_scale("log")
+                axis.set_major_formatter("{x:g}")
         axes.set_xlabel(_label(x, ux, objectives[x]))
         axes.set_ylabel(_label(y, uy, objectives[y]))
         axes.grid(True, lw=0.3, color="#DDDDDD")
@@ -83,7 +84,16 @@ def front_figure(source: Source, objectives: Mapping[str, str]) -> Figure:
     return drawn
 
 
+def spreads(values: Sequence[float]) -> bool:
+    """Whether values reach so far that only a logarithmic axis shows them all."""
+    return min(values, default=0) > 0 and max(values) / min(values) > 30
+
+
 def _progress_figure(rows: Sequence[Row], name: str, goal: str) -> Figure:
+    """Values in the order in which a search tried them; a sweep has no order but that of its points."""
+    tried = all("trial" in row for row in rows)
+    if tried:
+        rows = sorted(rows, key=lambda row: row["trial"])
     values = [number(row, name) for row in rows]
     factor, unit = _scale(values, name)
     best: list[float] = []
@@ -91,10 +101,13 @@ def _progress_figure(rows: Sequence[Row], name: str, goal: str) -> Figure:
         best.append(value if not best else (max if goal == "max" else min)(best[-1], value))
     with figure(2.3) as drawn:
         axes = drawn.subplots()
-        at = range(1, len(values) + 1)
+        at = [row["trial"] for row in rows] if tried else [row.get("point", i) for i, row in enumerate(rows)]
         axes.scatter(at, [v * factor for v in values], s=9, color=GREY, alpha=0.6, linewidths=0, label="points")
         axes.step(at, [v * factor for v in best], where="post", color=BLUE, lw=1.2, label="best so far")
-        axes.set_xlabel("points by number")
+        if spreads(values):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("points in the order in which they were tried" if tried else "points by number")
         axes.set_ylabel(_label(name, unit, goal))
         axes.grid(True, lw=0.3, color="#DDDDDD")
         axes.legend(loc="best", fontsize=7)
@@ -161,7 +174,7 @@ def tornado_figure(source: Source, value: str, axes: Sequence[str] = ()) -> Figu
                 textcoords="offset points",
             )  # fmt: skip
         plot.set_yticks(range(len(found)), [row["axis"] for row in found])
-        plot.invert_yaxis()
+        plot.set_ylim(len(found) - 0.5, -0.5)
         plot.axvline(1, color=BLACK, lw=0.7)
         low, high = min(r["low"] for r in found), max(r["high"] for r in found)
         room = 0.22 * (high - low)

@@ -17,11 +17,25 @@ from sim.sweep.objectives import SHORT
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from pyarrow import Table
 
 Row = Mapping[str, Any]
 Source = str | Path | Sequence[Row]
 
-UNITS = {"_s": "s", "_j": "J", "_w": "W", "_bytes": "B", "_mm2": "mm²", "_usd": "USD", "_js": "J s", "_per_s": "/s"}
+UNITS = {
+    "_s": "s",
+    "_j": "J",
+    "_w": "W",
+    "_bytes": "B",
+    "_mm2": "mm²",
+    "_usd": "USD",
+    "_js": "J s",
+    "_per_s": "/s",
+    "flops": "FLOP",
+    "flops_per_s": "FLOP/s",
+    "vector_ops": "op",
+    "_macs": "MAC",
+}
 """What the end of a column's name says of its unit."""
 
 SCHEMAS = ("opcycle/sweep-result/1", "opcycle/search-result/1")
@@ -30,19 +44,25 @@ RESULTS = ("results.parquet", "trials.parquet")
 
 def design_rows(source: Source) -> list[Row]:
     """The points that could be simulated, of a result folder or of rows. Raises ConfigError where there are none."""
-    if isinstance(source, (str, Path)):
-        import pyarrow.parquet as pq
-
-        found = [Path(source) / name for name in RESULTS if (Path(source) / name).is_file()]
-        if not found:
-            raise ConfigError(f"holds no sweep or search (none of {', '.join(RESULTS)})", file=Path(source))
-        rows: Sequence[Row] = pq.read_table(found[0]).to_pylist()
-    else:
-        rows = source
+    rows: Sequence[Row] = design_points(source).to_pylist() if isinstance(source, (str, Path)) else source
     good = [row for row in rows if row.get("status", "ok") == "ok"]
     if not good:
         raise ConfigError("no point of these could be simulated, so there is nothing to draw")
     return good
+
+
+def design_points(folder: str | Path) -> Table:
+    """All points of a sweep or a search, whatever came of them. Raises ConfigError where there are none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = [Path(folder) / name for name in RESULTS if (Path(folder) / name).is_file()]
+    if not found:
+        raise ConfigError(f"holds no sweep or search (none of {', '.join(RESULTS)})", file=Path(folder))
+    try:
+        return pq.read_table(found[0])
+    except (OSError, pa.ArrowException):
+        raise ConfigError("is damaged", file=found[0]) from None
 
 
 def is_design_result(folder: str | Path) -> bool:

@@ -113,7 +113,8 @@ def test_points_are_filtered_and_axes_chosen_in_a_browser(sweep: Path, browser: 
 
     browser.get((sweep / "report.html").as_uri())
     assert clean(browser)
-    drawn = "return document.getElementById('scatter').data[0].x.length"
+    traces = "return document.getElementById('scatter').data.filter((each) => each.name !== 'front')"
+    drawn = f"{traces}.flatMap((each) => each.x).length"
     count = "return document.querySelectorAll('#points tbody tr').length"
     assert (browser.execute_script(drawn), browser.execute_script(count)) == (13, 13)
     assert browser.execute_script("return document.querySelectorAll('#points tr.front').length") == 3
@@ -132,11 +133,17 @@ def test_points_are_filtered_and_axes_chosen_in_a_browser(sweep: Path, browser: 
     field.clear()
     field.send_keys("ok")
     Select(browser.find_element("id", "choose-x")).select_by_value("area_mm2")
-    xs = browser.execute_script("return document.getElementById('scatter').data[0].x")
+    xs = browser.execute_script(f"{traces}.flatMap((each) => each.x)")
     assert sorted(xs) == sorted(row["area_mm2"] for row in grid())
     Select(browser.find_element("id", "choose-colour")).select_by_value("hw.scratchpad.capacity")
-    colours = browser.execute_script("return document.getElementById('scatter').data[0].marker.color")
-    assert len(set(colours)) == 2
+    groups = browser.execute_script(f"{traces}.map((each) => [each.name, each.marker.color])")
+    assert [name for name, _ in groups] == ["8 MiB", "16 MiB"] and groups[0][1] != groups[1][1]
+    ringed = browser.execute_script("return document.getElementById('scatter').data.find((t) => t.name === 'front').x")
+    assert sorted(ringed) == [32, 64, 128]
+    scale = "return document.getElementById('scatter')._fullLayout.xaxis.type"
+    assert browser.execute_script(scale) == "linear"
+    browser.find_element("id", "log-x").click()
+    assert browser.execute_script(scale) == "log"
     assert clean(browser)
 
 

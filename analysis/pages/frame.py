@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 Column = dict[str, Any]
 
-PREFIXED = ("s", "J", "W", "B", "/s")
+PREFIXED = ("s", "J", "W", "B", "/s", "FLOP", "FLOP/s", "op", "MAC")
 """Units that take a prefix in a table."""
 
 

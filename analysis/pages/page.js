@@ -4,6 +4,7 @@
 
 const PREFIXES = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""], [1e-3, "m"], [1e-6, "µ"], [1e-9, "n"], [1e-12, "p"]];
 const MOST_ROWS = 1000;
+const SYMBOLS = ["circle", "square", "diamond", "triangle-up"];  // where there are more groups than colours
 
 function shown(value, unit) {
   if (value === null || value === undefined) return "–";
@@ -122,40 +123,94 @@ function drawPlot(id, figure) {
   return Plotly.newPlot(id, figure.data, figure.layout, {responsive: true, displaylogo: false, scrollZoom: figure.scroll || false});
 }
 
-// The scatter of a sweep: axes and colour are chosen, what the table's filters leave is drawn.
+// The scatter of a sweep: axes and colour are chosen, what the table's filters leave is drawn, the front ringed.
 function makeScatter(data) {
   const numbers = data.columns.filter((column) => !column.text).map((column) => column.name);
   const at = Object.fromEntries(data.columns.map((column, i) => [column.name, i]));
   const front = new Set(data.marked);
-  let kept = data.rows.map((_, i) => i);
   const chosen = {};
-  function draw() {
-    const [x, y, c] = ["x", "y", "colour"].map((name) => chosen[name].value);
-    const hover = kept.map((i) => data.columns.slice(0, data.keys + 1)
-      .map((column, k) => `${column.name}: ${shown(data.rows[i][k], column.unit)}`).join("<br>"));
-    const trace = {type: "scatter", mode: "markers", x: kept.map((i) => data.rows[i][at[x]]),
-      y: kept.map((i) => data.rows[i][at[y]]), text: hover, hovertemplate: "%{text}<br>%{xaxis.title.text}: %{x}<br>%{yaxis.title.text}: %{y}<extra></extra>",
-      marker: {size: kept.length > 2000 ? 4 : 7, line: {width: kept.map((i) => front.has(i) ? 1.5 : 0), color: "#D55E00"}}};
-    if (c) {
-      const values = kept.map((i) => data.rows[i][at[c]]);
-      if (values.every((v) => typeof v === "number")) {
-        Object.assign(trace.marker, {color: values, colorscale: "Cividis", showscale: true, colorbar: {title: {text: c}}});
-      } else {
-        const steps = [...new Set(values.map(String))];
-        trace.marker.color = values.map((v) => data.palette[steps.indexOf(String(v)) % data.palette.length]);
-      }
-    } else trace.marker.color = data.palette[0];
-    const axis = (name) => ({title: {text: name}, type: document.getElementById("log").checked ? "log" : "-", gridcolor: "#e4e4e4"});
-    Plotly.react("scatter", [trace], {height: 460, margin: {l: 70, r: 20, t: 34, b: 50}, xaxis: axis(x), yaxis: axis(y),
-      plot_bgcolor: "#fff", hovermode: "closest"}, {responsive: true, displaylogo: false});
+  const logarithmic = {};
+  let kept = data.rows.map((_, i) => i);
+
+  function column(name, rows) {
+    return rows.map((i) => data.rows[i][at[name]]);
   }
+
+  // Points that differ in the chosen text stand in groups of their own; without one, those that did not come out well do.
+  function groups(colour) {
+    const found = new Map();
+    const by = colour && data.columns[at[colour]].text ? colour : "status";
+    for (const i of kept) {
+      const value = data.rows[i][at[by]];
+      const name = by === "status" && value === "ok" && !colour ? "points" : String(value);
+      if (!found.has(name)) found.set(name, []);
+      found.get(name).push(i);
+    }
+    return found;
+  }
+
+  function trace(name, rows, marker) {
+    const shownKeys = data.columns.slice(0, data.keys + 1);
+    const text = rows.map((i) => shownKeys.map((key, k) => `${key.name}: ${shown(data.rows[i][k], key.unit)}`).join("<br>"));
+    return {type: "scatter", mode: "markers", name, x: column(chosen.x.value, rows), y: column(chosen.y.value, rows), text,
+      hovertemplate: "%{text}<br>%{xaxis.title.text}: %{x}<br>%{yaxis.title.text}: %{y}<extra></extra>", marker};
+  }
+
+  function axis(which) {
+    const name = chosen[which].value;
+    const unit = data.columns[at[name]].unit;
+    return {title: {text: unit ? `${name} (${unit})` : name}, type: logarithmic[which].checked ? "log" : "linear",
+      gridcolor: "#e4e4e4", tickformat: "~s", dtick: logarithmic[which].checked ? "D2" : undefined};
+  }
+
+  function draw() {
+    const colour = chosen.colour.value;
+    const size = kept.length > 2000 ? 4 : 7;
+    let traces;
+    if (colour && !data.columns[at[colour]].text) {
+      const scale = {color: column(colour, kept), colorscale: "Cividis", showscale: true, colorbar: {title: {text: colour}}, size};
+      traces = [trace("points", kept, scale)];
+    } else {
+      traces = [...groups(colour)].map(([name, rows], k) => {
+        const plain = !colour && name !== "points";
+        const turn = Math.floor(k / data.palette.length) % SYMBOLS.length;
+        return trace(name, rows, {color: plain ? "#9a9a9a" : data.palette[k % data.palette.length], symbol: SYMBOLS[turn], size});
+      });
+    }
+    const best = kept.filter((i) => front.has(i));
+    if (best.length) {
+      traces.push(trace("front", best, {symbol: "circle-open", color: "#D55E00", size: size + 5, line: {width: 2}}));
+    }
+    Plotly.react("scatter", traces, {height: 480, margin: {l: 70, r: 20, t: 34, b: 50}, xaxis: axis("x"), yaxis: axis("y"),
+      plot_bgcolor: "#fff", hovermode: "closest", showlegend: traces.length > 1, legend: {orientation: "h", y: 1.08}},
+    {responsive: true, displaylogo: false});
+  }
+
+  // A logarithmic axis is proposed where the values reach far.
+  function propose(which) {
+    let low = Infinity, high = -Infinity;
+    for (const row of data.rows) {
+      const value = row[at[chosen[which].value]];
+      if (row[at.status] === "ok" && value !== null) {
+        low = Math.min(low, value);
+        high = Math.max(high, value);
+      }
+    }
+    logarithmic[which].checked = low > 0 && high / low > 30;
+  }
+
   for (const [name, options, wanted] of [["x", numbers, data.x], ["y", numbers, data.y], ["colour", ["", ...data.columns.map((k) => k.name)], ""]]) {
     const select = document.getElementById(`choose-${name}`);
     for (const option of options) select.add(new Option(option || "none", option, false, option === wanted));
-    select.onchange = draw;
     chosen[name] = select;
   }
-  document.getElementById("log").onchange = draw;
+  chosen.colour.onchange = draw;
+  for (const which of ["x", "y"]) {
+    logarithmic[which] = document.getElementById(`log-${which}`);
+    logarithmic[which].onchange = draw;
+    chosen[which].onchange = () => { propose(which); draw(); };
+    propose(which);
+  }
   draw();
   return (rows) => { kept = rows; draw(); };
 }

@@ -8,10 +8,10 @@ from typing import Any
 
 from analysis.pages.frame import columns_of, data_text, facts, page, section, source
 from analysis.roofline import MARKERS, points
-from analysis.style import COMPONENTS, GREY, role_colours, short
+from analysis.style import COMPONENTS, GREY, role_colours, scaled, short
 from analysis.tables import Result, read_result, total
 
-SLICES = 6000
+SLICES = 12_000
 """Slices of units that the timeline draws; of more, the longest."""
 UNITS = 3
 """Process of the timeline file in which units stand."""
@@ -20,6 +20,12 @@ SHOWN = (
     "scratchpad_bytes", "intensity_flop_per_byte", "achieved_flops_per_s", "bound", "energy_j",
 )  # fmt: skip
 """Columns of the operators' table, of those that there are."""
+BEYOND = {
+    "padding_macs": "padding", "predictor_macs": "predictor", "skipped_macs": "zeros left out",
+    "refetched_bytes": "fetched again", "kept_on_chip_bytes": "kept on chip", "burst_padding_bytes": "burst padding",
+    "left_out_bytes": "zeros not stored", "metadata_bytes": "metadata", "write_queue_hit_bytes": "from the write queue",
+}  # fmt: skip
+"""What the machine did more, or less, than the operators ask for, of the summary's overheads."""
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond"}
 MARGIN = {"l": 80, "r": 20, "t": 34, "b": 50}
 
@@ -30,8 +36,10 @@ def run_page(folder: str | Path) -> str:
     plots = {"roofline": _roofline(result), "timeline": _timeline(result), "energy": _energy(result)}
     drawn, told, whole = plots["timeline"].pop("counts")
     note = f"{drawn} of {whole} stretches, the longest; " if drawn < whole else ""
+    beyond = {name: value for name, value in result.summary["overheads"].items() if value and name in BEYOND}
     body = [
         facts(_facts(result.summary)),
+        section("Units", facts(_busy(result.summary)), "share of the time that each works"),
         section("Roofline", '<div id="roofline" class="plot"></div>', "area: share of the time; star: the whole run"),
         section(
             "Timeline",
@@ -39,6 +47,7 @@ def run_page(folder: str | Path) -> str:
             f"{note}{told} units; drag to zoom, double-click to see all, drag the axis to move",
         ),
         section("Energy", '<div id="energy" class="plot"></div>'),
+        *([section("Beyond the model's own work", facts(_beyond(beyond)))] if beyond else []),
         section("Operators", '<div id="operators"></div>', "click a heading to sort"),
         section("Energy account", '<div id="account"></div>'),
         section("Inputs", "".join(_inputs(Path(folder)))),
@@ -49,6 +58,16 @@ def run_page(folder: str | Path) -> str:
     s = result.summary
     subtitle = f"{s['model']}, opcycle {s['provenance'].get('opcycle', '')}"
     return page(result.title, subtitle, "\n".join(body), "\n".join(script))
+
+
+def _busy(s: dict[str, Any]) -> list[tuple[str, str]]:
+    busy = sorted(s["utilization"].items(), key=lambda item: -item[1])
+    return [(unit, f"{share:.1%}") for unit, share in busy]
+
+
+def _beyond(found: dict[str, int]) -> list[tuple[str, str]]:
+    return [(BEYOND[name], short(value, name.rpartition("_")[2].replace("bytes", "B").upper())) for name, value in
+            found.items()]  # fmt: skip
 
 
 def _facts(s: dict[str, Any]) -> list[tuple[str, str]]:
@@ -105,13 +124,15 @@ def _roofline(result: Result) -> dict[str, Any]:
     if roof["intensity_flop_per_byte"] and roof["achieved_flops_per_s"]:
         data.append(
             {"x": [roof["intensity_flop_per_byte"]], "y": [roof["achieved_flops_per_s"]], "mode": "markers",
-             "name": "whole run", "marker": {"symbol": "star", "size": 15, "color": "#F0E442",
-                                             "line": {"color": "#000", "width": 1}}}
+             "name": "whole run", "hovertemplate": "whole run<br>%{x:.4g} FLOP/B<br>%{y:.4s}FLOP/s<extra></extra>",
+             "marker": {"symbol": "star", "size": 15, "color": "#F0E442",
+                                                                      "line": {"color": "#000", "width": 1}}}
         )  # fmt: skip
     layout = {
         "height": 440, "margin": MARGIN, "plot_bgcolor": "#fff",
-        "xaxis": {"type": "log", "title": {"text": "operations per DRAM byte"}, "gridcolor": "#e4e4e4"},
-        "yaxis": {"type": "log", "title": {"text": "operations/s"}, "gridcolor": "#e4e4e4", "exponentformat": "power"},
+        "xaxis": {"type": "log", "dtick": 1, "title": {"text": "operations per DRAM byte"}, "gridcolor": "#e4e4e4"},
+        "yaxis": {"type": "log", "dtick": 1, "title": {"text": "operations/s", "standoff": 12}, "automargin": True,
+                  "gridcolor": "#e4e4e4", "tickformat": "~s"},
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
@@ -125,21 +146,23 @@ def _timeline(result: Result) -> dict[str, Any]:
     }
     slices = [event for event in result.events if event["ph"] == "X" and event["pid"] == UNITS]
     whole = len(slices)
-    slices = sorted(slices, key=lambda event: -event["dur"])[:SLICES]
+    slices = _longest(slices)
     roles = {row["operator"]: row["role"] for row in result.operators}
     colours = role_colours(roles.values())
+    factor, unit = scaled(max((e["ts"] + e["dur"] for e in slices), default=1.0) * 1e-6, "s")
+    factor *= 1e-6  # the file counts microseconds
     data = []
     for role in colours:
         own = [event for event in slices if roles.get(event["name"], "") == role]
         if own:
             data.append(
                 {
-                    "type": "bar", "orientation": "h", "name": role or "other", "base": [e["ts"] for e in own],
-                    "x": [e["dur"] for e in own], "y": [names[e["tid"]] for e in own], "customdata": [
+                    "type": "bar", "orientation": "h", "name": role or "other", "base": [e["ts"] * factor for e in own],
+                    "x": [e["dur"] * factor for e in own], "y": [names[e["tid"]] for e in own], "customdata": [
                         [e["name"], e["args"].get("block", ""), e["args"].get("layer", "")] for e in own
                     ],
-                    "hovertemplate": "%{customdata[0]} (%{customdata[1]} %{customdata[2]})<br>from %{base:.3f} µs, "
-                    "%{x:.3f} µs<extra></extra>",
+                    "hovertemplate": "%{customdata[0]} (%{customdata[1]} %{customdata[2]})<br>from %{base:.6g} "
+                    f"{unit}, %{{x:.4g}} {unit}<extra></extra>",
                     "marker": {"color": colours[role], "opacity": 0.85, "line": {"width": 0}}, "offset": -0.4,
                     "width": 0.8,
                 }
@@ -149,10 +172,23 @@ def _timeline(result: Result) -> dict[str, Any]:
     layout = {
         "height": 110 + 44 * len(units), "margin": {**MARGIN, "l": 110}, "plot_bgcolor": "#fff", "dragmode": "zoom",
         "barmode": "overlay", "legend": {"traceorder": "normal"},
-        "xaxis": {"title": {"text": "time (µs)"}, "gridcolor": "#e4e4e4"},
+        "xaxis": {"title": {"text": f"time ({unit})"}, "gridcolor": "#e4e4e4"},
         "yaxis": {"categoryorder": "array", "categoryarray": units[::-1], "fixedrange": True},
     }  # fmt: skip
     return {"data": data, "layout": layout, "scroll": True, "counts": (len(slices), len(units), whole)}
+
+
+def _longest(slices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most SLICES slices: the longest of each unit, so that none looks idle whose work is short, then of all."""
+    ordered = sorted(slices, key=lambda event: -event["dur"])
+    share = SLICES // max(len({event["tid"] for event in slices}), 1)
+    own: dict[int, int] = {}
+    first: list[dict[str, Any]] = []
+    rest: list[dict[str, Any]] = []
+    for event in ordered:
+        own[event["tid"]] = own.get(event["tid"], 0) + 1
+        (first if own[event["tid"]] <= share else rest).append(event)
+    return (first + rest)[:SLICES]
 
 
 def _energy(result: Result) -> dict[str, Any]:
@@ -175,6 +211,7 @@ def _energy(result: Result) -> dict[str, Any]:
             )  # fmt: skip
     layout = {
         "height": 110 + 34 * len(names), "margin": {**MARGIN, "l": 110}, "barmode": "stack", "plot_bgcolor": "#fff",
+        "legend": {"traceorder": "normal"},
         "xaxis": {"title": {"text": "energy (J)"}, "gridcolor": "#e4e4e4", "exponentformat": "SI"},
     }  # fmt: skip
     return {"data": data, "layout": layout}

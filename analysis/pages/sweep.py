@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from analysis.designs import RESULTS, axis_names, goals_of, is_design_result, number
-from analysis.pages.frame import columns_of, data_text, facts, page, section, source
-from analysis.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
-from sim.errors import ConfigError
+from analysis.designs import axis_names, design_points, goals_of, number, unit_of
+from analysis.pages.frame import PREFIXED, columns_of, data_text, facts, page, section, source
+from analysis.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, short
 from sim.sweep.front import pareto
 
 FIRST = (
@@ -23,12 +22,8 @@ MOST = 20_000
 
 def sweep_page(folder: str | Path) -> str:
     """The page of a result folder of `sweep` or `search`. Raises ConfigError where there is none."""
-    import pyarrow.parquet as pq
-
     folder = Path(folder)
-    if not is_design_result(folder):
-        raise ConfigError("holds no sweep or search", file=folder)
-    table = pq.read_table(next(folder / name for name in RESULTS if (folder / name).is_file()))
+    table = design_points(folder)
     rows: list[dict[str, Any]] = table.to_pylist()
     good = [row for row in rows if row["status"] == "ok"]
     goals = {name: goal for name, goal in goals_of(folder).items() if all(row.get(name) is not None for row in good)}
@@ -52,17 +47,18 @@ def sweep_page(folder: str | Path) -> str:
     about = _about(folder)
     counts = {found["values"]: found["counts"] for found in table["status"].value_counts().to_pylist()}
     boxes = [("points", f"{every:,}"), *((status, f"{n:,}") for status, n in sorted(counts.items()))]
-    boxes += [(f"best {name}", f"{_best(good, name, goal):.4g}") for name, goal in goals.items() if good]
+    boxes += [(f"best {name}", _told(_best(good, name, goal), name)) for name, goal in goals.items() if good]
     choose = "".join(
         f'<label>{label} <select id="choose-{name}"></select></label>'
+        + (f'<label><input type="checkbox" id="log-{name}"> logarithmic</label>' if name in "xy" else "")
         for name, label in (("x", "across"), ("y", "up"), ("colour", "colour"))
     )
-    choices = f'<div class="choices">{choose}<label><input type="checkbox" id="log"> logarithmic</label></div>'
+    choices = f'<div class="choices">{choose}</div>'
     cut = f"{MOST:,} of {every:,} points; " if every > MOST else ""
     aims = ", ".join(f"{name} {'large' if goal == 'max' else 'small'}" for name, goal in goals.items())
     body = [
         facts(boxes),
-        section("Points", f'{choices}<div id="scatter" class="plot"></div>', f"{cut}outlined: the front of {aims}"),
+        section("Points", f'{choices}<div id="scatter" class="plot"></div>', f"{cut}ringed: the front of {aims}"),
         section(
             "Table",
             '<div id="points"></div>',
@@ -85,6 +81,12 @@ def _front(rows: list[dict[str, Any]], goals: dict[str, str]) -> list[int]:
 
 def _best(rows: list[dict[str, Any]], name: str, goal: str) -> float:
     return (max if goal == "max" else min)(number(row, name) for row in rows)
+
+
+def _told(value: float, name: str) -> str:
+    """A value with the unit of its column, and a prefix where that takes one."""
+    unit = unit_of(name)
+    return short(value, unit) if unit in PREFIXED else f"{value:.4g} {unit}".rstrip()
 
 
 def _constant_axis(name: str) -> bool:
