@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.compare import column_names
-from analysis.style import BLACK, BLUE, figure, ink_on
+from analysis.style import BLACK, BLUE, figure, ink_on, room_for
 from analysis.systems import system_rows
 from analysis.tables import read_result
 from sim.errors import ConfigError, not_among
@@ -21,11 +21,13 @@ Claim = float | tuple[float, float]
 
 
 def speedup_rows(
-    folders: Sequence[str | Path], claims: Mapping[str, Claim] | None = None, by: Literal["step", "tokens"] = "step"
+    folders: Sequence[str | Path],
+    claims: Mapping[str, Claim] | None = None,
+    by: Literal["latency", "tokens"] = "latency",
 ) -> list[dict[str, Any]]:
     """`system`, `speedup` over the first folder, and of a claimed one `claim_low`, `claim_high` and `off`.
 
-    `by`: of the time of a step, or of tokens per second, which runs with other numbers of steps or requests share.
+    `by`: of the latency as in `system_rows`, or of tokens per second, which counts the requests of a batch.
 
     `claims`: published speedups over the same first system, by the name of the folder. `off` is how far ours is
     outside the claim, as a ratio less one; 0 inside. Raises ConfigError for a claim about no folder.
@@ -50,7 +52,9 @@ def speedup_rows(
 
 
 def speedup_figure(
-    folders: Sequence[str | Path], claims: Mapping[str, Claim] | None = None, by: Literal["step", "tokens"] = "step"
+    folders: Sequence[str | Path],
+    claims: Mapping[str, Claim] | None = None,
+    by: Literal["latency", "tokens"] = "latency",
 ) -> Figure:
     """`speedup_rows` as bars, with what was published as black lines or brackets over them."""
     rows = speedup_rows(folders, claims, by)
@@ -77,7 +81,9 @@ def speedup_figure(
         axes.set_xlabel(f"{'tokens/s' if by == 'tokens' else 'speedup'} over {rows[0]['system']}")
         if claims:
             axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=7, borderaxespad=0)
-        drawn.subplots_adjust(left=0.2, right=0.985, top=1 - 0.2 / height, bottom=0.42 / height)
+        drawn.subplots_adjust(
+            left=room_for(str(row["system"]) for row in rows), right=0.985, top=1 - 0.2 / height, bottom=0.42 / height
+        )
     return drawn
 
 
@@ -123,7 +129,9 @@ def utilisation_figure(folders: Sequence[str | Path]) -> Figure:
         axes.set_xlabel("share of the time that a unit works")
         for spine in axes.spines.values():
             spine.set_visible(False)
-        drawn.subplots_adjust(left=0.2, right=0.985, top=0.97, bottom=0.5 / height)
+        drawn.subplots_adjust(
+            left=room_for(str(row["system"]) for row in rows), right=0.985, top=0.97, bottom=0.5 / height
+        )
     return drawn
 
 

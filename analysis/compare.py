@@ -1,4 +1,7 @@
-"""Result folders side by side: totals, time and energy by kind of operator, each with its ratio to the first folder."""
+"""Result folders side by side: totals, time and energy by kind of operator, each with its ratio to the first folder.
+
+Runs that made other numbers of tokens do not compare as wholes: their rows by kind are per token.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,14 @@ TOTALS = (
     "tokens_per_s",
     "time_per_step_s",
     "ttft_s",
+    "tpot_s",
+    "energy_per_token_j",
     "flops",
     "dram_bytes",
     "mac_utilization",
     "memory_bandwidth_utilization",
 )
-"""Keys of the summary that are compared."""
+"""Keys of the summary that are compared, and the energy of a token."""
 
 Row = dict[str, str | float | None]
 
@@ -33,16 +38,23 @@ def compare_rows(folders: Sequence[str | Path]) -> list[Row]:
     further folder.
 
     Columns are named after the folders, numbered where names repeat. Time by kind sums the operators' spans, which may
-    overlap. A ratio is None where either side is missing or the first is 0. Raises ConfigError for a folder without
-    result.
+    overlap; rows by kind are `time_per_token_s` and `energy_per_token_j` where the runs made other numbers of tokens. A
+    ratio is None where either side is missing or the first is 0. Raises ConfigError for a folder without result.
     """
     results = [read_result(folder) for folder in folders]
     names = column_names(folders)
-    rows = [_row(key, "", [r.summary.get(key) for r in results], names) for key in TOTALS]
-    for quantity, column in (("time_s", "time_s"), ("energy_j", "energy_j")):
+    tokens = [float(r.summary["tokens"]) for r in results]
+    totals = [{**r.summary, "energy_per_token_j": r.summary["energy_j"] / n if n else None} for r, n in
+              zip(results, tokens, strict=True)]  # fmt: skip
+    rows = [_row(key, "", [t.get(key) for t in totals], names) for key in TOTALS]
+    alike = len(set(tokens)) == 1 or 0 in tokens
+    over = [1.0] * len(results) if alike else tokens
+    for column, each in (("time_s", "time_per_token_s"), ("energy_j", "energy_per_token_j")):
         sums = [total(r.operators, "kind", column) for r in results]
         kinds = dict.fromkeys(kind for s in sums for kind in s)
-        rows += [_row(quantity, kind, [s.get(kind) for s in sums], names) for kind in kinds]
+        for kind in kinds:
+            values = [s[kind] / n if kind in s else None for s, n in zip(sums, over, strict=True)]
+            rows.append(_row(column if alike else each, kind, values, names))
     return rows
 
 

@@ -108,7 +108,9 @@ def hierarchical_roofline(folders: Sequence[str | Path]) -> Figure:
         axes.set_ylabel("performance (FLOP/s)")
         axes.grid(True, which="major", lw=0.3, color="#DDDDDD")
         axes.set_axisbelow(True)
-        _legend(drawn, list(dict.fromkeys(x.role if alone else x.system for x in shown)), colours)
+        told = list(dict.fromkeys(x.role if alone else x.system for x in shown))
+        memories = ["DRAM", *(["scratchpad"] if any(x.memory == "scratchpad" for x in found) else [])]
+        _legend(drawn, told, colours, memories)
     return drawn
 
 
@@ -177,14 +179,14 @@ def _angle(axes: Axes) -> float:
     return degrees(atan2(y1 - y0, x1 - x0))
 
 
-def _legend(drawn: Figure, shown: Sequence[str], colours: dict[str, str]) -> None:
+def _legend(drawn: Figure, shown: Sequence[str], colours: dict[str, str], memories: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], marker="o", ls="none", color=colours[name], label=name or "run") for name in shown]
+    looks = [(memory, *look) for memory, look in zip(memories, ((GREY, "-"), ("white", "--")), strict=False)]
     handles += [
-        Line2D([], [], marker="o", ls="none", mec=GREY, mfc=GREY, label="per DRAM byte"),
-        Line2D([], [], marker="o", ls="none", mec=GREY, mfc="white", label="per scratchpad byte"),
-        Line2D([], [], color=GREY, ls="-", lw=1, label="DRAM roof"),
-        Line2D([], [], color=GREY, ls="--", lw=1, label="scratchpad roof"),
+        Line2D([], [], marker="o", ls="none", mec=GREY, mfc=fill, label=f"per {memory} byte")
+        for memory, fill, _ in looks
     ]
+    handles += [Line2D([], [], color=GREY, ls=style, lw=1, label=f"{memory} roof") for memory, _, style in looks]
     drawn.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.735, 0.965), fontsize=7, borderaxespad=0)

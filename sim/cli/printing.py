@@ -58,10 +58,25 @@ def print_table(
     for column in columns:
         side: Any = "right" if column in right else "left"
         # A name is what a reader copies: it stays in one piece.
-        table.add_column(column, justify=side, overflow="fold", no_wrap=column == "name")
+        table.add_column(column, justify=side, overflow="fold", no_wrap=column in ("name", "quantity", "latency"))
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     console().print(table)
+
+
+def short_keys(keys: Sequence[str]) -> list[str]:
+    """Dotted keys by as many of their last parts as tell them apart, for the heads of tables."""
+
+    def last(key: str, parts: int) -> str:
+        return ".".join(key.split(".")[-parts:])
+
+    found = []
+    for key in keys:
+        parts = 1
+        while sum(last(other, parts) == last(key, parts) for other in keys) > 1 and parts <= key.count("."):
+            parts += 1
+        found.append(last(key, parts))
+    return found
 
 
 def engineering(value: float | None, unit: str) -> str:

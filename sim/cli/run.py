@@ -168,28 +168,30 @@ def compare(
     names = column_names(folders)
     ratios = [f"{name} / {names[0]}" for name in names[1:]]
     lines = [
-        [row["kind"] or "whole run", row["quantity"]]
+        [row["kind"] or "all", row["quantity"]]
         + [_quantity(str(row["quantity"]), row[name]) for name in names]
         + ["-" if row[ratio] is None else f"{row[ratio]:.3f}" for ratio in ratios]
         for row in rows
     ]
-    print_table("", ["", "quantity", *names, *ratios], lines, right=[*names, *ratios])
+    heads = ["ratio"] if len(ratios) == 1 else [f"{name}, ratio" for name in names[1:]]
+    print_table("", ["", "quantity", *names, *heads], lines, right=[*names, *heads])
     if target is not None:
         print(f"Tables and pictures in {target}/")
 
 
 def _print_systems(systems: Sequence[Mapping[str, Any]], shares: Mapping[str, str]) -> None:
     """A row a system: the first is what the others are compared with; `shares`: keys of shares, and their names."""
-    heads = ["system", "hardware", "per step", "tokens/s", "speedup", "energy/token", *shares.values()]
+    told = {key: name for key, name in shares.items() if any(row[key] is not None for row in systems)}
+    heads = ["system", "hardware", "latency", "tokens/s", "speedup", "J/token", *told.values()]
     table = [
         [
             row["system"],
             row["hardware"],
-            engineering(row["time_per_step_s"], "s"),
+            f"{engineering(row['latency_s'], 's')} a {row['latency_of']}",
             engineering(row["tokens_per_s"], ""),
             "-" if row["speedup"] is None else f"{row['speedup']:.2f}x",
             engineering(row["energy_per_token_j"], "J"),
-            *("-" if row[key] is None else f"{row[key]:.1%}" for key in shares),
+            *("-" if row[key] is None else f"{row[key]:.1%}" for key in told),
         ]
         for row in systems
     ]
@@ -204,8 +206,9 @@ def _quantity(key: str, value: Any) -> str:
         return f"{value:.1%}"
     if key.endswith("_bytes"):
         return binary_size(value)
-    units = {"tokens_per_s": "tokens/s", "flops": "FLOP", "energy_j": "J", "power_w": "W"}
-    return engineering(value, units.get(key, "s" if key.endswith("_s") else ""))
+    units = {"tokens_per_s": "tokens/s", "flops": "FLOP", "power_w": "W"}
+    ends = {"_s": "s", "_j": "J"}
+    return engineering(value, units.get(key) or ends.get(key[-2:], ""))
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

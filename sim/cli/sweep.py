@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.printing import binary_size, engineering, print_json, print_table, say_if_kernels_are_new
+from sim.cli.printing import binary_size, engineering, print_json, print_table, say_if_kernels_are_new, short_keys
 from sim.cli.settings import place
 from sim.errors import ConfigError, not_among
 
 if TYPE_CHECKING:
     from sim.sweep.run import Outcome
+    from sim.sweep.spec import Spec
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 Cluster = Annotated[
@@ -62,7 +63,7 @@ def sweep(
     if json:
         print_json({"points": outcome.table.num_rows, **outcome.counts, "results": str(target / "results.parquet")})
         return
-    _print(outcome)
+    _print(outcome, _goal(read))
     print(f"Results in {target}/: {', '.join(['results.parquet', 'sweep.json', *pages])}")
 
 
@@ -113,7 +114,7 @@ def search(
     print(f"{found.tried:,} points tried, {len(front):,} on the front")
     keys = [key for key in found.front.column_names if key.startswith(("hw.", "workload.")) or key == "variant"]
     lines = [[*(_cell(row[k]) for k in keys), *(f"{row[name]:.4g}" for name in found.objectives)] for row in front]
-    print_table("front", [*keys, *found.objectives], lines, right=list(found.objectives))
+    print_table("front", [*short_keys(keys), *found.objectives], lines, right=list(found.objectives))
     print(f"Results in {target}/: {', '.join(['front.parquet', 'trials.parquet', 'study.sqlite', *drawn])}")
 
 
@@ -166,7 +167,15 @@ def _bar() -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, points: bar.update(task, completed=done, total=points)
 
 
-def _print(outcome: Outcome) -> None:
+def _goal(spec: Spec) -> tuple[str, str]:
+    """What the best points of a sweep are best in: its first objective with its direction, else time."""
+    from sim.sweep.objectives import SHORT
+
+    name, goal = next(iter(spec.objectives.items()), ("time_s", "min"))
+    return SHORT.get(name, name), goal
+
+
+def _print(outcome: Outcome, goal: tuple[str, str]) -> None:
     import pyarrow.compute as pc
 
     from sim.sweep.point import IMPOSSIBLE, OK
@@ -175,15 +184,21 @@ def _print(outcome: Outcome) -> None:
     ordered = sorted(outcome.counts.items(), key=lambda item: item[0] != OK)
     counts = ", ".join(f"{n:,} {status}" for status, n in ordered)
     print(f"{table.num_rows:,} points: {counts}")
-    if outcome.counts.get(OK):
+    name, direction = goal
+    if outcome.counts.get(OK) and name in table.column_names:
         # A sweep may have more rows than should ever be Python objects at once.
-        good = table.filter(pc.equal(table["status"], OK)).sort_by("time_s")
+        good = table.filter(pc.equal(table["status"], OK))
+        good = good.sort_by([(name, "descending" if direction == "max" else "ascending"), ("point", "ascending")])
+        told = () if name in ("time_s", "energy_j", "tokens_per_s") else (name,)
         lines = [
             [*(_cell(row[key]) for key in outcome.columns), engineering(row["time_s"], "s"),
-             engineering(row["energy_j"], "J"), engineering(row["tokens_per_s"] or 0, "tok/s"), row["bound"]]
+             engineering(row["energy_j"], "J"), engineering(row["tokens_per_s"] or 0, "tok/s"), row["bound"],
+             *("-" if row[key] is None else f"{row[key]:.4g}" for key in told)]
             for row in good.slice(0, TOP).to_pylist()
         ]  # fmt: skip
-        print_table("fastest points", [*outcome.columns, "time", "energy", "rate", "bound"], lines)
+        most = {"min": "smallest", "max": "largest"}[direction]
+        title = "fastest points" if goal == ("time_s", "min") else f"points with the {most} {name}"
+        print_table(title, [*short_keys(outcome.columns), "time", "energy", "rate", "bound", *told], lines)
     for status in sorted(set(outcome.counts) - {OK}):
         reasons = table.filter(pc.equal(table["status"], status))["error"].value_counts().to_pylist()
         what = "cannot exist" if status == IMPOSSIBLE else status
