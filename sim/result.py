@@ -264,10 +264,17 @@ class Report:
 
     @property
     def _tpot_s(self) -> float | None:
-        """Mean time of a request's token after the first pass; drafts that are verified count as their passes do."""
+        """Mean time of a request's token after the first pass; drafts that are verified count as their passes do.
+
+        A decode pass gives each request that is still there a token, or several where tokens are guessed in parallel.
+        """
         step_s = self._mean_s("decode")
-        if step_s is not None or not self._generating:
-            return step_s
+        if step_s is not None:
+            steps = self._of_phase("decode")
+            most = (self.info.batch or 0) * sum(p.repeat for p in steps)
+            return step_s / max(1.0, sum(p.repeat * p.generated for p in steps) / most if most else 1.0)
+        if not self._generating:
+            return None
         later = [p for p in self.passes if p.phase != "prefill"]
         time_ps = sum(p.repeat * p.schedule.makespan_ps for p in later)
         return time_ps / PS * (self.info.batch or 1) / sum(p.repeat * p.generated for p in later)

@@ -52,6 +52,13 @@ def test_times_and_rates_of_a_decode_run():
     assert s["power_w"] == s["energy_j"] / s["time_s"]
 
 
+def test_a_token_takes_its_share_of_a_pass_that_gives_several():
+    # Four requests, two passes of 4 us: with four tokens each has one from a pass, with ten two and a half.
+    for generated, tpot_s in ((4, 4e-6), (10, 1.6e-6), (3, 4e-6)):
+        s = report(two_layers(repeat=2, generated=generated), batch=4).summary
+        assert (s["time_per_step_s"], s["tpot_s"]) == (4e-6, pytest.approx(tpot_s))
+
+
 def test_times_of_prefill_then_decode():
     prefill = two_layers(name="prefill", phase="prefill", tokens=128, generated=1)
     s = report(prefill, two_layers(repeat=3)).summary
