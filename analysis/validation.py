@@ -17,17 +17,17 @@ UNITS = {
     "time": ("s", "time"),
     "sustained": ("s", "sustained time"),
     "power": ("W", "power"),
-    "cycles": ("cycles", "cycles"),
+    "cycles": ("", "cycles"),
 }
 
 
-def draw(points: Sequence[Point], title: str, stem: Path) -> list[Path]:
-    """Pictures `STEM-QUANTITY.png` of all points, with lines at equality and 20 % off; returns their paths."""
+def draw(points: Sequence[Point], title: str, stem: Path, ending: str = "png") -> list[Path]:
+    """Pictures `STEM-QUANTITY.ENDING` of all points, with lines at equality and 20 % off; returns their paths."""
     made = []
     for quantity in dict.fromkeys(point.quantity for point in points):
         mine = [point for point in points if point.quantity == quantity]
         unit, words = UNITS[quantity]
-        path = stem.with_name(f"{stem.name}-{quantity}.png")
+        path = stem.with_name(f"{stem.name}-{quantity}.{ending}")
         with figure(4.2) as picture:
             axes = picture.add_subplot()
             low = min(min(p.measured, p.predicted) for p in mine) / 1.3
@@ -47,8 +47,8 @@ def draw(points: Sequence[Point], title: str, stem: Path) -> list[Path]:
             axes.set_xlim(low, high)
             axes.set_ylim(low, high)
             axes.set_aspect("equal")
-            axes.set_xlabel(f"measured {words} ({unit})")
-            axes.set_ylabel(f"predicted {words} ({unit})")
+            axes.set_xlabel(f"measured {words}{unit and f' ({unit})'}")
+            axes.set_ylabel(f"predicted {words}{unit and f' ({unit})'}")
             axes.set_title(f"{title}, lines at equality and 20 % off", loc="left")
             axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
             save(picture, path)

@@ -1,6 +1,7 @@
 """Compares operators with ONNXim and with cycles measured on a TPU v3, and prints the tables of docs/validation.md.
 
-`python -m bench.validation` prints them, `--write` renews them in the document. The tests assert on the same rows.
+`python -m bench.validation` prints them, `--write` renews them and the pictures in the document. The tests
+assert on the same rows.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ GPU_SETS = (
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "validation.md"
+PICTURES = ROOT / "docs" / "validation"
+DRAWN = {
+    "h200-further": "time", "h200-collectives-graph": "time", "a100-operators": "time", "mi210-operators": "time",
+    "onnxim": "cycles", "tpuv3": "cycles",
+}  # fmt: skip
+"""Sets that the document shows a picture of, and the quantity."""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -116,12 +123,25 @@ def renewed(text: str) -> str:
     return text
 
 
+def draw_all() -> None:
+    """Draw the document's pictures anew."""
+    from analysis.validation import draw
+
+    PICTURES.mkdir(exist_ok=True)
+    for each in SETS.values():
+        if each.name in DRAWN:
+            points = [point for point in each.points() if point.quantity == DRAWN[each.name]]
+            draw(points, each.name, PICTURES / each.name, "svg")
+
+
 def main() -> None:
-    """Print the tables, or put them into the document."""
+    """Print the tables, or put them and the pictures into the document."""
     parser = argparse.ArgumentParser(prog="python -m bench.validation", description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"renew the tables in {DOCUMENT.relative_to(ROOT)}")
+    what = f"renew the tables and pictures of {DOCUMENT.relative_to(ROOT)}"
+    parser.add_argument("--write", action="store_true", help=what)
     if parser.parse_args().write:
         write_text(DOCUMENT, renewed(DOCUMENT.read_text(encoding="utf-8")))
+        draw_all()
         return
     for name, table in TABLES.items():
         print(f"{name}\n\n{table()}\n")
