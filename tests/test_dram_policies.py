@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dram import MEMORIES, Work, commands, finish, works
 
 from sim.dram_check import check_log
 from sim.dram_unit import Replay, Requests, replay_requests, run
 from sim.kernels import dram_tables as at
-from sim.kernels.dram import push, settle, standby
-from sim.standards import compile_memory, load_memory, new_state
+from sim.kernels.dram import settle, standby
+from sim.standards import load_memory
+from tests.dram_channel import MEMORIES, Work, commands, serve_in_parts, works
 
 DATA = Path(__file__).parent / "data" / "dram"
 PEERS = {"Ramulator 2.1": "ramulator", "DRAMsim3": "dramsim3"}
@@ -131,18 +131,7 @@ def test_default_is_not_slower_than_both(system: str, pattern: str) -> None:
 
 def served(name: str, policy: str, work: Work, cuts: list[int], settings_: dict[str, Any]) -> tuple[Any, ...]:
     memory = load_memory(name, {"policy": policy, **settings_})
-    t = compile_memory(memory)
-    s = new_state(t, 1, len(work) + 1, log=20_000)
-    for task, (lo, n, is_write, tick) in enumerate(work):
-        assert push(t, s, 0, lo, n, is_write, task, tick)
-    done = []
-    until = 0
-    for cut in cuts:
-        until += cut
-        done += finish(t, s, until)
-        assert all(row[1] < until for row in commands(s))
-    done += finish(t, s)
-    return memory, t, s, done
+    return memory, *serve_in_parts(memory, work, cuts, steady=True)
 
 
 @settings(max_examples=40, deadline=None)

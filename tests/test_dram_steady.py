@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_dram import Work, end_of
 
 from sim.dram_phases import find_phases
 from sim.kernels import dram_tables as at
-from sim.kernels.dram import NEVER, advance, push
+from sim.kernels.dram import NEVER, advance, push, settle, standby
 from sim.standards import compile_memory, load_memory, new_state
+from tests.dram_channel import MEMORIES, Work, end_of, finish
 
 REFRESHED_WHOLE = ("hbm2-neupims", "ddr4-3200", "ddr4-3200-matched", "hbm-onnxim")
 REFRESHED_IN_PARTS = ("hbm2", "ddr5-4800", "gddr6", "lpddr5-6400")
@@ -180,3 +180,84 @@ def test_phases_name_banks_alike() -> None:
                 assert names[0] == names[1]
     kept = find_phases(bank, row, 4, 2, (1, 2, 2, 8), renamed=False)
     assert kept.banks.tolist() == [list(range(8))] * 16
+
+
+@pytest.mark.kernels
+@settings(max_examples=12, deadline=None)
+@given(
+    name=st.sampled_from((*MEMORIES, "hbm2-pc-matched", "ddr5-4800")),
+    start=st.integers(0, 5000),
+    lengths=st.lists(st.integers(1, 6000), min_size=1, max_size=3),
+    is_write=st.integers(0, 1),
+    cut=st.integers(500, 20_000),
+)
+def test_steady_state_changes_nothing(name: str, start: int, lengths: list[int], is_write: int, cut: int) -> None:
+    memory = load_memory(name)
+    results = []
+    for steady in (False, True):
+        t = compile_memory(memory, steady)
+        s = new_state(t, 1, 8)
+        lo = start
+        for task, n in enumerate(lengths):
+            assert push(t, s, 0, lo, n, is_write, task, 0)
+            lo += n
+        assert push(t, s, 0, 77, 40, 1 - is_write, 9, 0)
+        done = finish(t, s, cut) + finish(t, s)
+        end = int(s.scalar[0, at.LAST_END]) + 1000
+        settle(t, s, 0, end)
+        ends = [int(s.scalar[0, k]) for k in (at.LAST_END, at.LAST_READ_END, at.LAST_WRITE, at.NEXT_AGE)]
+        rows = s.bank[0, [at.ROW, at.STREAK]].tolist()
+        results.append((done, s.count[0].tolist(), ends, rows, [int(n) for n in standby(t, s, 0, end)]))
+    assert results[0] == results[1]
+
+
+@pytest.mark.kernels
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from((*MEMORIES, "hbm2-pc-matched")),
+    segments=st.lists(
+        st.tuples(
+            st.integers(0, 63), st.sampled_from([1, 256, 2048]), st.integers(1, 8), st.sampled_from([61, 64, 512]),
+            st.integers(0, 1), st.sampled_from([0, 0, 7, 300, 5000, 70_000]),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    age_limit=st.sampled_from([90, 400, 2048]),
+    page=st.sampled_from(["open", "open", "closed", "adaptive"]),
+    bank_hash=st.sampled_from(["none", "xor"]),
+    refresh=st.sampled_from(["staggered", "together", "postponed"]),
+)  # fmt: skip
+def test_steady_state_survives_gaps_and_turns(
+    name: str,
+    segments: list[tuple[int, int, int, int, int, int]],
+    age_limit: int,
+    page: str,
+    bank_hash: str,
+    refresh: str,
+) -> None:
+    memory = load_memory(name, {"age_limit": age_limit, "page": page, "bank_hash": bank_hash, "refresh": refresh})
+    work: Work = []
+    tick = 0
+    for place, step, many, length, is_write, gap in segments:
+        tick += gap
+        work.append((place * step, many * length, is_write, tick))
+    assert end_of(memory, work, True) == end_of(memory, work, False)
+
+
+@pytest.mark.kernels
+def test_a_queue_that_fills_in_a_known_stretch() -> None:
+    memory = load_memory("hbm-onnxim")
+    work = [(35, 2048, 0, 0), (36, 2560, 0, 5000)]
+    assert end_of(memory, work, True) == end_of(memory, work, False)
+    assert end_of(memory, work, True)[0] == [(0, 2102), (1, 7614)]
+
+
+@pytest.mark.kernels
+def test_steady_state_is_used() -> None:
+    t = compile_memory(load_memory("hbm2", {"refresh": "none"}))
+    s = new_state(t, 1, 2)
+    push(t, s, 0, 0, 20_000, 0, 0, 0)
+    finish(t, s)
+    assert 0 < s.memo_count[0] < 40
+    assert s.count[0, at.RD] == 20_000
