@@ -69,6 +69,19 @@ def test_a_page_is_one_file_and_the_same_bytes_again(run: Path, sweep: Path) -> 
     assert "hwconfig.yaml" in (run / "report.html").read_text()
 
 
+def test_of_many_points_the_front_and_the_best_are_shown(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.pages.sweep.MOST", 5)
+    page = sweep_page(sweep)
+    (data,) = re.findall(r"const data = (\{.*\});$", page, re.MULTILINE)
+    found = json.loads(data)
+    at = [column["name"] for column in found["columns"]].index
+    # The front is three machines of growing area; two more that are as fast as the fastest fill the page.
+    marked = [found["rows"][i] for i in found["marked"]]
+    assert [(row[at("area_mm2")], row[at("time_s")]) for row in marked] == [(32, 0.002), (64, 0.001), (128, 0.0005)]
+    assert len(found["rows"]) == 5
+    assert "5 of 13 points" in page
+
+
 def test_data_cannot_leave_its_script(sweep: Path) -> None:
     assert "</script><b" not in (sweep / "report.html").read_text()
     assert data_text({"a": float("nan"), "b": "</script>"}) == '{"a":null,"b":"<\\/script>"}'

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from analysis.designs import axis_names, design_points, goals_of, number, unit_of
+from analysis.designs import axis_names, design_points, goals_of, unit_of
 from analysis.pages.frame import PREFIXED, columns_of, data_text, facts, page, section, source
 from analysis.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, short
 from sim.sweep.front import pareto
+from sim.sweep.point import OK
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 FIRST = (
     "status", "time_s", "energy_j", "tokens_per_s", "area_mm2", "cost_usd", "edp_js", "tokens_per_j", "bound",
@@ -17,45 +21,45 @@ FIRST = (
 )  # fmt: skip
 """Columns that follow the axes; the others come after them."""
 MOST = 20_000
-"""Points that a page carries; of more, the best by the first goal."""
+"""Points that a page carries; of more, the front and the best by the first goal."""
 
 
 def sweep_page(folder: str | Path) -> str:
     """The page of a result folder of `sweep` or `search`. Raises ConfigError where there is none."""
     folder = Path(folder)
-    table = design_points(folder)
+    whole = design_points(folder)
+    every, goals = whole.num_rows, goals_of(folder)
+    shown, front, reached = _best(whole, goals)
+    # Only what is shown becomes Python objects: a sweep may have many more rows.
+    table = whole.take(shown)
     rows: list[dict[str, Any]] = table.to_pylist()
-    good = [row for row in rows if row["status"] == "ok"]
-    goals = {name: goal for name, goal in goals_of(folder).items() if all(row.get(name) is not None for row in good)}
     keys = ["point", *(axis_names(rows) if rows else [])]
     names = [*keys, *(name for name in FIRST if name in table.column_names)]
     names += [name for name in table.column_names if name not in names and not _constant_axis(name)]
-    names = [name for name in names if any(row[name] is not None for row in rows)]
-    every = len(rows)
-    if every > MOST:
-        goal = next(iter(goals), "time_s")
-        rows = sorted(good, key=lambda row: number(row, goal), reverse=goals.get(goal) == "max")[:MOST]
+    names = [name for name in names if table[name].null_count < len(rows)]
     listed = [[row[name] for name in names] for row in rows]
-    front = _front(rows, goals) if goals and good else []
+    marked = [at for at, i in enumerate(shown) if i in front]
     numbers = [c["name"] for c in columns_of(names, listed) if not c["text"]]
-    axes = [*(name for name in goals if name in numbers), "time_s", "energy_j"]
+    axes = [*(name for name in reached if name in numbers), "time_s", "energy_j"]
     data = {
-        "id": "points", "columns": columns_of(names, listed), "rows": listed, "filter": True, "marked": front,
+        "id": "points", "columns": columns_of(names, listed), "rows": listed, "filter": True, "marked": marked,
         "keys": len(keys), "x": axes[0], "y": next((name for name in axes[1:] if name != axes[0]), axes[0]),
         "palette": [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY],
     }  # fmt: skip
     about = _about(folder)
-    counts = {found["values"]: found["counts"] for found in table["status"].value_counts().to_pylist()}
+    counts = {found["values"]: found["counts"] for found in whole["status"].value_counts().to_pylist()}
     boxes = [("points", f"{every:,}"), *((status, f"{n:,}") for status, n in sorted(counts.items()))]
-    boxes += [(f"best {name}", _told(_best(good, name, goal), name)) for name, goal in goals.items() if good]
+    boxes += [(f"best {name}", _told(value, name)) for name, value in reached.items()]
     choose = "".join(
         f'<label>{label} <select id="choose-{name}"></select></label>'
         + (f'<label><input type="checkbox" id="log-{name}"> logarithmic</label>' if name in "xy" else "")
         for name, label in (("x", "across"), ("y", "up"), ("colour", "colour"))
     )
     choices = f'<div class="choices">{choose}</div>'
-    cut = f"{MOST:,} of {every:,} points; " if every > MOST else ""
-    aims = ", ".join(f"{name} {'large' if goal == 'max' else 'small'}" for name, goal in goals.items())
+    cut = f"{len(shown):,} of {every:,} points; " if every > MOST else ""
+    aims = ", ".join(
+        f"{name} {'large' if goal == 'max' else 'small'}" for name, goal in goals.items() if name in reached
+    )
     body = [
         facts(boxes),
         section("Points", f'{choices}<div id="scatter" class="plot"></div>', f"{cut}ringed: the front of {aims}"),
@@ -73,14 +77,25 @@ def sweep_page(folder: str | Path) -> str:
     return page(str(about.get("name") or folder.name), subtitle, "\n".join(body), script)
 
 
-def _front(rows: list[dict[str, Any]], goals: dict[str, str]) -> list[int]:
-    good = [i for i, row in enumerate(rows) if row["status"] == "ok"]
-    values = [[number(rows[i], name) for name in goals] for i in good]
-    return [good[i] for i in pareto(values, list(goals.values()))]
-
-
-def _best(rows: list[dict[str, Any]], name: str, goal: str) -> float:
-    return (max if goal == "max" else min)(number(row, name) for row in rows)
+def _best(whole: Table, goals: dict[str, str]) -> tuple[list[int], set[int], dict[str, float]]:
+    """The rows that a page carries, those of them on the front, and the best value of each goal that points have."""
+    ok = [i for i, status in enumerate(whole["status"].to_pylist()) if status == OK]
+    known = [name for name in goals if name in whole.column_names]
+    values = {name: column for name in known if all((column := whole[name].to_pylist())[i] is not None for i in ok)}
+    if not ok or not values:
+        return list(range(min(whole.num_rows, MOST))), set(), {}
+    aims = [goals[name] for name in values]
+    points = [[column[i] for column in values.values()] for i in ok]
+    front = {ok[i] for i in pareto(points, aims)}
+    reached = {
+        name: (max if aim == "max" else min)(column)
+        for name, aim, column in zip(values, aims, zip(*points, strict=True), strict=True)
+    }
+    if whole.num_rows <= MOST:
+        return list(range(whole.num_rows)), front, reached
+    first = next(iter(values.values()))
+    others = sorted((i for i in ok if i not in front), key=lambda i: first[i], reverse=aims[0] == "max")
+    return sorted([*front, *others[: MOST - len(front)]]), front, reached
 
 
 def _told(value: float, name: str) -> str:
