@@ -194,9 +194,9 @@ def sample(spec: Spec, points: int) -> list[Task]:
 
 
 def shortened(points: int) -> Spec:
-    """The cheap space with as many clocks as make about `points` points."""
+    """The cheap space with as many clocks as make `points` points or a few more."""
     each = Space(CHEAP).size // 13
-    clocks = [f"{500 + 10 * i} MHz" for i in range(max(1, points // each))]
+    clocks = [f"{500 + 10 * i} MHz" for i in range(max(1, -(-points // each)))]
     return CHEAP.model_copy(update={"axes": {**CHEAP.axes, "hw.clock": clocks}})
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sim.errors import ConfigError
 from sim.sweep.front import hypervolume, pareto
 from sim.sweep.search import run_search
+from sim.sweep.space import Space
 from sim.sweep.spec import Spec, load_spec
 from sim.sweep.study import STUDY, Sampler
 from tests.conftest import Outcome
@@ -53,7 +54,7 @@ def test_a_volume_in_three_dimensions_by_hand() -> None:
 
 def made_up(keys: dict[str, Any]) -> dict[str, Any]:
     """The row that `planted` gives for a point: two opposed curves with a ridge, and a corner that cannot exist."""
-    r, c, b = keys["hw.array.rows"], keys["hw.cores"], keys["workload.batch"]
+    r, c, b = keys["hw.array.rows"], keys.get("hw.cores", 1), keys["workload.batch"]
     if r * c > 300:
         return {"status": "impossible", "error": "too large"}
     return {"status": "ok", "error": None, "time_s": 400 / (r * c) + abs(b - 7), "area_mm2": r * c + 2 * b}
@@ -103,6 +104,22 @@ def test_a_small_space_is_tried_whole_and_no_point_twice(planted: list[int], tmp
     found = run_search(wide(axes=axes), tmp_path, trials=50, objectives=GOALS)
     assert sorted(planted) == list(range(12))
     assert found.tried == 12
+
+
+def test_axes_that_are_taken_away_cost_no_trials(planted: list[int], tmp_path: Path) -> None:
+    axes = {
+        "hw.array.rows": [1, 2, 3], "workload.batch": [1, 7],
+        "hw.cores": {"values": [1, 2, 4], "when": "hw.array.rows > 2"},
+    }  # fmt: skip
+    space = Space(wide(axes=axes))
+    exist = [number for number, _ in space]
+    assert (space.size, len(exist)) == (18, 10)
+    for number in range(space.size):
+        assert space.at(space.choices(space.named(space.choices(number)))) is not None
+    assert [space.named(space.choices(number)) for number in exist] == exist
+    found = run_search(wide(axes=axes), tmp_path, trials=50, objectives=GOALS)
+    assert sorted(planted) == exist
+    assert set(found.trials["status"].to_pylist()) == {"ok"}
 
 
 def test_a_search_resumes_from_its_file_to_the_number_asked_for(planted: list[int], tmp_path: Path) -> None:

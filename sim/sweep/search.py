@@ -19,7 +19,7 @@ from sim.sweep.cache import cache_file
 from sim.sweep.front import pareto
 from sim.sweep.local import Workers
 from sim.sweep.objectives import SHORT, goal_value
-from sim.sweep.point import IMPOSSIBLE, OK, Row, check_column
+from sim.sweep.point import OK, Row, check_column
 from sim.sweep.run import check_space
 from sim.sweep.space import Space
 from sim.sweep.spec import Spec
@@ -90,10 +90,11 @@ def run_search(
         try:
             while len(study.rows) < wanted:
                 asked = dict(study.ask(min(max(jobs, 1), wanted - len(study.rows))))
-                points = [(n, keys) for n in asked if (keys := space.point(n)) is not None]
-                rows = dict(workers.solve(points))
+                if not asked:
+                    break  # every point that exists was tried
+                rows = dict(workers.solve([(number, space.point(number) or {}) for number in asked]))
                 for number, trial in asked.items():
-                    row = rows.get(number, {"status": IMPOSSIBLE, "error": "an axis is taken away here"})
+                    row = rows[number]
                     values = [goal_value(row, name) for name in goals] if row["status"] == OK else None
                     study.tell(number, trial, row, values)
                 if progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -63,6 +63,22 @@ class Space:
     def point(self, number: int) -> dict[str, Value] | None:
         """As `at`, by number."""
         return self.at(self.choices(number))
+
+    def number(self, choices: Sequence[int]) -> int:
+        """The point that takes these steps."""
+        number = 0
+        for axis, step in zip(self.axes, choices, strict=True):
+            number = number * len(axis.steps) + step
+        return number
+
+    def named(self, choices: tuple[int, ...]) -> int:
+        """The point with the same keys that exists: along axes that are taken away it takes the first step."""
+        keys: dict[str, Value] = dict(self.spec.set)
+        for axis, step in zip(self.axes, choices, strict=True):
+            if axis.when is None:
+                keys.update(axis.steps[step])
+        gone = [axis.when is not None and not axis.when.holds(_lookup(keys)) for axis in self.axes]
+        return self.number([0 if away else step for away, step in zip(gone, choices, strict=True)])
 
     def row(self, choices: tuple[int, ...]) -> dict[str, Value | None]:
         """The values of `columns` for a point; None for an axis that is taken away."""

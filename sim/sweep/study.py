@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -120,24 +121,17 @@ class Study:
 
     def _suggest(self, trial: Any) -> int:
         """The number of the point that the sampler asks for. Axes of numbers in order keep their order."""
-        number = 0
+        choices = []
         for axis in self._space.axes:
             steps = len(axis.steps)
             if _ordered(axis):
-                step = trial.suggest_int(axis.label, 0, steps - 1)
+                choices.append(trial.suggest_int(axis.label, 0, steps - 1))
             else:
-                step = trial.suggest_categorical(axis.label, list(range(steps)))
-            number = number * steps + step
-        return number
+                choices.append(trial.suggest_categorical(axis.label, list(range(steps))))
+        return self._space.named(tuple(choices))
 
     def _parameters(self, number: int) -> dict[str, int]:
         return {axis.label: step for axis, step in zip(self._space.axes, self._space.choices(number), strict=True)}
-
-    def _number(self, choices: Sequence[int]) -> int:
-        number = 0
-        for axis, step in zip(self._space.axes, choices, strict=True):
-            number = number * len(axis.steps) + step
-        return number
 
     def _neighbour(self, taken: Mapping[int, Any]) -> int | None:
         """An untried point one step along one axis from a point of the front; None where all are tried."""
@@ -148,20 +142,19 @@ class Study:
                 steps = (choices[i] - 1, choices[i] + 1) if _ordered(axis) else range(len(axis.steps))
                 for step in steps:
                     if 0 <= step < len(axis.steps) and step != choices[i]:
-                        found = self._number((*choices[:i], step, *choices[i + 1 :]))
+                        found = self._space.named((*choices[:i], step, *choices[i + 1 :]))
                         if found not in self.rows and found not in taken:
                             near.append(found)
         return self._random.choice(near) if near else None
 
     def _untried(self, taken: Mapping[int, Any]) -> int | None:
-        """Any point that was not tried; None when all were."""
+        """Any point that was not tried; None when all that exist were."""
         size = self._space.size
         start = self._random.randrange(size)
-        if len(self.rows) + len(taken) >= size:
-            return None
-        while start in self.rows or start in taken:
-            start = (start + 1) % size
-        return start
+        for number in chain(range(start, size), range(start)) if len(self.rows) + len(taken) < size else ():
+            if number not in self.rows and number not in taken and self._space.point(number) is not None:
+                return number
+        return None
 
     def _improve(self, rows: Mapping[int, Row]) -> None:
         """Take in rows to the front. Those without all objectives are no candidates."""
