@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 WIDTH_INCHES = 7.0
 DPI = 200
+FORMATS = ("png", "svg", "pdf")
+"""How figures can be saved."""
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE, GREY = (
     "#000000",

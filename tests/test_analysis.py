@@ -122,6 +122,9 @@ def test_a_folder_of_a_sweep_is_drawn_by_its_goals(tmp_path: Path, opcycle: Call
     assert goals_of(tmp_path) == GOALS
     assert opcycle("plot", tmp_path).code == 0
     assert (tmp_path / "front.png").is_file() and (tmp_path / "sensitivity.png").is_file()
+    assert opcycle("plot", tmp_path, "--format", "pdf", "--format", "svg").code == 0
+    assert (tmp_path / "front.pdf").read_bytes().startswith(b"%PDF") and (tmp_path / "front.svg").is_file()
+    assert "unknown format 'eps'" in opcycle("plot", tmp_path, "--format", "eps").err
     assert list(analysis.design_table(tmp_path)["area_mm2"]) == [row["area_mm2"] for row in grid()]
 
 

@@ -10,7 +10,7 @@ import typer
 
 from sim.cli.printing import binary_size, engineering, print_json, print_table, progress, say, say_if_kernels_are_new
 from sim.cli.settings import place
-from sim.errors import ConfigError
+from sim.errors import ConfigError, not_among
 
 if TYPE_CHECKING:
     from sim.result import Report
@@ -121,11 +121,20 @@ def trace(
     )
 
 
-def plot(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A result folder of `simulate`.")]) -> None:
-    """Draw the pictures again from stored results."""
+def plot(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A result folder of any command.")],
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", metavar="png|svg|pdf", help="May be given several times.")
+    ] = None,
+) -> None:
+    """Draw the pictures again from stored results, as vectors for a paper too."""
     from analysis.figures import draw_all
+    from analysis.style import FORMATS
 
-    drawn = draw_all(folder)
+    for name in formats or ():
+        if name not in FORMATS:
+            raise ConfigError(f"--format: {not_among('format', name, FORMATS)}")
+    drawn = draw_all(folder, formats or ("png",))
     print(f"Drawn: {', '.join(str(path) for path in drawn)}")
 
 

@@ -24,6 +24,8 @@ Cluster = Annotated[
 ]
 Html = Annotated[bool, typer.Option("--html", help="Add a page, DIR/report.html, with a table and a scatter.")]
 PAGE = "report.html"
+SPEED_S = 300
+"""Seconds over which the rate is taken: points may need minutes."""
 TOP = 8
 """How many points the table of a sweep shows."""
 
@@ -162,9 +164,18 @@ def _bar() -> Iterator[Callable[[int, int], None] | None]:
 
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=SPEED_S) as bar:
         task = bar.add_task("sweep", total=None)
-        yield lambda done, points: bar.update(task, completed=done, total=points)
+        begun: list[int] = []
+
+        def show(done: int, points: int) -> None:
+            if begun:
+                bar.update(task, completed=done, total=points)
+            else:  # what an earlier run did says nothing of how fast this one is
+                begun.append(done)
+                bar.reset(task, completed=done, total=points)
+
+        yield show
 
 
 def _goal(spec: Spec) -> tuple[str, str]:
