@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.compare import column_names
 from analysis.style import BLACK, BLUE, figure, ink_on, room_for
 from analysis.systems import system_rows
-from analysis.tables import read_result
+from analysis.tables import Source, read_result
 from sim.errors import ConfigError, not_among
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ Claim = float | tuple[float, float]
 
 
 def speedup_rows(
-    folders: Sequence[str | Path],
+    folders: Sequence[Source],
     claims: Mapping[str, Claim] | None = None,
     by: Literal["latency", "tokens"] = "latency",
 ) -> list[dict[str, Any]]:
@@ -52,7 +51,7 @@ def speedup_rows(
 
 
 def speedup_figure(
-    folders: Sequence[str | Path],
+    folders: Sequence[Source],
     claims: Mapping[str, Claim] | None = None,
     by: Literal["latency", "tokens"] = "latency",
 ) -> Figure:
@@ -87,7 +86,7 @@ def speedup_figure(
     return drawn
 
 
-def utilisation_rows(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
+def utilisation_rows(folders: Sequence[Source]) -> list[dict[str, Any]]:
     """A row a folder: `system`, and for every unit of any of them the share of the time it works (None: no such)."""
     results = [read_result(folder) for folder in folders]
     units = list(dict.fromkeys(unit for result in results for unit in result.summary["utilization"]))
@@ -97,14 +96,14 @@ def utilisation_rows(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     ]
 
 
-def utilisation_table(folders: Sequence[str | Path]) -> DataFrame:
+def utilisation_table(folders: Sequence[Source]) -> DataFrame:
     """`utilisation_rows` as a data frame."""
     from pandas import DataFrame
 
     return DataFrame(utilisation_rows(folders)).set_index("system")
 
 
-def utilisation_figure(folders: Sequence[str | Path]) -> Figure:
+def utilisation_figure(folders: Sequence[Source]) -> Figure:
     """`utilisation_rows` as a grid: systems down, units across, darker where a unit works more of the time."""
     from matplotlib import colormaps
 

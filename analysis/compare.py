@@ -6,10 +6,9 @@ Runs that made other numbers of tokens do not compare as wholes: their rows by k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.tables import read_result, total
+from analysis.tables import Source, read_result, source_name, total
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,7 +32,7 @@ TOTALS = (
 Row = dict[str, str | float | None]
 
 
-def compare_rows(folders: Sequence[str | Path]) -> list[Row]:
+def compare_rows(folders: Sequence[Source]) -> list[Row]:
     """Rows of the comparison: `quantity`, `kind` (empty for totals), one value a folder, one ratio to the first a
     further folder.
 
@@ -58,16 +57,16 @@ def compare_rows(folders: Sequence[str | Path]) -> list[Row]:
     return rows
 
 
-def compare(folders: Sequence[str | Path]) -> DataFrame:
+def compare_table(folders: Sequence[Source]) -> DataFrame:
     """`compare_rows` as a data frame."""
     from pandas import DataFrame
 
     return DataFrame(compare_rows(folders))
 
 
-def column_names(folders: Sequence[str | Path]) -> list[str]:
-    """A distinct short name for each folder: its last part, with a number where that repeats."""
-    last = [Path(folder).resolve().name for folder in folders]
+def column_names(folders: Sequence[Source]) -> list[str]:
+    """A distinct short name for each: the last part of a folder, a report's machine; a number where that repeats."""
+    last = [source_name(folder) for folder in folders]
     return [name if last.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(last)]
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pyarrow import Table
 
 Row = Mapping[str, Any]
-Source = str | Path | Sequence[Row]
+Source = Any
+"""A folder, or rows: mappings, a table of pyarrow (as searches and sweeps return them), a data frame."""
 
 UNITS = {
     "_s": "s",
@@ -44,7 +45,13 @@ RESULTS = ("results.parquet", "trials.parquet")
 
 def design_rows(source: Source) -> list[Row]:
     """The points that could be simulated, of a result folder or of rows. Raises ConfigError where there are none."""
-    rows: Sequence[Row] = design_points(source).to_pylist() if isinstance(source, (str, Path)) else source
+    if isinstance(source, (str, Path)):
+        source = design_points(source)
+    rows: Sequence[Row] = source
+    if hasattr(source, "to_pylist"):
+        rows = source.to_pylist()
+    elif hasattr(source, "to_dict"):
+        rows = source.to_dict("records")
     good = [row for row in rows if row.get("status", "ok") == "ok"]
     if not good:
         raise ConfigError("no point of these could be simulated, so there is nothing to draw")

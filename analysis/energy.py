@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from analysis.style import COMPONENTS, GREY, figure, ink_on, scaled, shade, short
-from analysis.tables import Result, total
+from analysis.tables import Result, Source, read_result, total
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def energy(result: Result) -> Figure:
+def energy_figure(source: Source) -> Figure:
     """Two panels of horizontal stacked bars: components with their parts, and operator roles with their components."""
+    result = read_result(source)
     rows = result.energy
     components = [name for name in COMPONENTS if any(row["component"] == name for row in rows)]
     components += [name for name in dict.fromkeys(row["component"] for row in rows) if name not in components]

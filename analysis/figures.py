@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 from analysis import dram, sparse, stream
 from analysis.design_figures import design_pictures
 from analysis.designs import is_design_result
-from analysis.energy import energy
-from analysis.roofline import roofline
+from analysis.energy import energy_figure
+from analysis.roofline import roofline_figure
 from analysis.style import save
 from analysis.tables import Result, read_result
-from analysis.timeline import timeline
+from analysis.timeline import timeline_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURES", "draw_all", "energy", "roofline", "timeline"]
-
-FIGURES: dict[str, Callable[[Result], Figure]] = {"roofline": roofline, "timeline": timeline, "energy": energy}
+FIGURES: dict[str, Callable[[Result], Figure]] = {
+    "roofline": roofline_figure, "timeline": timeline_figure, "energy": energy_figure,
+}  # fmt: skip
 """Pictures of a result folder, by the stem of their files."""
 
 

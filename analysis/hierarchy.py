@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.compare import column_names
 from analysis.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, figure, role_colours
-from analysis.tables import Result, read_result
+from analysis.tables import Result, Source, read_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +37,7 @@ class Level:
     share: float
 
 
-def levels(folders: Sequence[str | Path]) -> list[Level]:
+def levels(folders: Sequence[Source]) -> list[Level]:
     """Whole runs and their operators with products, at each memory that they use. Raises ConfigError without a result.
 
     The roof is the lower of the compute peak and the memory's bandwidth times the intensity.
@@ -60,7 +59,7 @@ def levels(folders: Sequence[str | Path]) -> list[Level]:
     return found
 
 
-def level_table(folders: Sequence[str | Path]) -> DataFrame:
+def level_table(folders: Sequence[Source]) -> DataFrame:
     """`levels` as a data frame."""
     from dataclasses import asdict
 
@@ -69,7 +68,7 @@ def level_table(folders: Sequence[str | Path]) -> DataFrame:
     return DataFrame([asdict(level) for level in levels(folders)])
 
 
-def hierarchical_roofline(folders: Sequence[str | Path]) -> Figure:
+def hierarchical_roofline(folders: Sequence[Source]) -> Figure:
     """Log-log roofline with a slanted roof for each memory: DRAM solid, scratchpad dashed.
 
     One folder: its operators, filled where measured in DRAM bytes and hollow in scratchpad bytes, joined by a line.

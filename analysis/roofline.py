@@ -7,7 +7,7 @@ from math import atan2, cos, degrees, sin
 from typing import TYPE_CHECKING, Any
 
 from analysis.style import BLACK, GREY, figure, role_colours, short
-from analysis.tables import Result
+from analysis.tables import Result, Source, read_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,11 +67,12 @@ def _operators(result: Result) -> list[Point]:
     return found
 
 
-def roofline(result: Result) -> Figure:
+def roofline_figure(source: Source) -> Figure:
     """Log-log roofline: area of a point is its share of the operators' time, the star is the whole run.
 
     Points at the right edge moved nothing from or to DRAM.
     """
+    result = read_result(source)
     roof = result.summary["roofline"]
     found = points(result)
     with figure(4.05) as drawn:

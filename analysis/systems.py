@@ -6,12 +6,11 @@ One result folder a system; the first is what the others are compared with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.compare import Row, column_names
 from analysis.style import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, figure, room_for, short
-from analysis.tables import read_result
+from analysis.tables import Source, read_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +25,7 @@ PARTS = {
 """Shares that `system_rows` states of a system: what they are called, and their colour."""
 
 
-def system_rows(folders: Sequence[str | Path]) -> list[Row]:
+def system_rows(folders: Sequence[Source]) -> list[Row]:
     """One row a folder: how fast it is, how much faster than the first, and how busy its parts are (0 to 1).
 
     latency_s is that of a request's token after the prefill where a run generates any (`latency_of` is "token"): a

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Protocol
 
 from analysis.folder import check_schema, read_json
 from sim.errors import ConfigError
@@ -74,9 +75,42 @@ class Result:
         return f"{self.summary['workload']} on {self.summary['hardware']}"
 
 
-def read_result(folder: str | Path) -> Result:
-    """The result in `folder`. Raises ConfigError where there is none, or one of another version."""
-    path = Path(folder)
+class Written(Protocol):
+    """A report that can be written, as `simulate` returns it."""
+
+    @property
+    def summary(self) -> dict[str, Any]: ...
+
+    def write(self, folder: str | Path, pictures: bool = ..., page: bool = ...) -> Path: ...
+
+
+Source = str | Path | Result | Written
+"""Where a run's results are: a folder, or the report itself."""
+
+
+def read_result(source: Source) -> Result:
+    """The result in a folder, or of a report, which is written and read back, so that both give the same pictures.
+
+    Raises ConfigError where there is none, or one of another version.
+    """
+    if isinstance(source, Result):
+        return source
+    if isinstance(source, (str, Path)):
+        return _read_folder(Path(source))
+    with TemporaryDirectory() as folder:
+        found = _read_folder(source.write(Path(folder) / source_name(source), pictures=False))
+        _ = found.operators, found.energy, found.events  # read while they are there
+    return found
+
+
+def source_name(source: Source) -> str:
+    """What a run is called: the last part of its folder, or its machine."""
+    if isinstance(source, Result):
+        source = source.folder
+    return Path(source).resolve().name if isinstance(source, (str, Path)) else str(source.summary["hardware"])
+
+
+def _read_folder(path: Path) -> Result:
     if not (path / "summary.json").is_file():
         raise ConfigError("holds no result (there is no summary.json)", file=path)
     summary = read_json(path / "summary.json")
@@ -87,11 +121,12 @@ def read_result(folder: str | Path) -> Result:
     return Result(path, summary)
 
 
-def summaries(folders: Iterable[str | Path]) -> DataFrame:
-    """One row a result folder: the summary's numbers, nested keys joined by dots, with the column `folder` first."""
+def summaries(folders: Iterable[Source]) -> DataFrame:
+    """One row a run: the summary's numbers, nested keys joined by dots, with the column `folder` first."""
     from pandas import DataFrame
 
-    return DataFrame([{"folder": str(folder)} | flatten(read_result(folder).summary) for folder in folders])
+    named = [(str(each) if isinstance(each, (str, Path)) else source_name(each), each) for each in folders]
+    return DataFrame([{"folder": name} | flatten(read_result(each).summary) for name, each in named])
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.style import BLACK, BLUE, GREY, ORANGE, figure, ink_on, mixed, role_colours, scaled, shade
-from analysis.tables import Result, Row
+from analysis.tables import Result, Row, Source, read_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,8 +72,9 @@ def close_up(events: list[Row]) -> Window | None:
     return Window(max(start - margin, begin), min(stop + margin, end), name, (begin, end), block, layer)
 
 
-def timeline(result: Result) -> Figure:
+def timeline_figure(source: Source) -> Figure:
     """Two panels: utilisation of every unit over the run, and the slices of one layer. Times are simulated time."""
+    result = read_result(source)
     events = result.events
     units = unit_tracks(events)
     window = close_up(events)

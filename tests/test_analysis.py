@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Callable
@@ -126,6 +127,30 @@ def test_a_folder_of_a_sweep_is_drawn_by_its_goals(tmp_path: Path, opcycle: Call
     assert (tmp_path / "front.pdf").read_bytes().startswith(b"%PDF") and (tmp_path / "front.svg").is_file()
     assert "unknown format 'eps'" in opcycle("plot", tmp_path, "--format", "eps").err
     assert list(analysis.design_table(tmp_path)["area_mm2"]) == [row["area_mm2"] for row in grid()]
+
+
+def test_a_report_is_as_good_as_its_folder(tmp_path: Path) -> None:
+    made = report(decoder(layers=1, tiles=12))
+    folder = made.write(tmp_path / "npu-test", pictures=False)
+    assert utilisation_rows([made]) == utilisation_rows([folder])
+    assert analysis.compare_table([made, made]).equals(analysis.compare_table([folder, folder]))
+    for draw in (analysis.roofline_figure, analysis.timeline_figure, analysis.energy_figure):
+        for number, source in enumerate((made, folder)):
+            save(draw(source), tmp_path / f"{number}.svg")
+        assert (tmp_path / "0.svg").read_bytes() == (tmp_path / "1.svg").read_bytes()
+    assert list(analysis.summaries([made])["folder"]) == ["npu-test"]
+
+
+def test_rows_come_as_tables_and_frames_too() -> None:
+    made = table(grid())
+    assert front_rows(made, GOALS) == front_rows(grid(), GOALS)
+    assert [dict(row) for row in front_rows(made.to_pandas(), GOALS)] == front_rows(grid(), GOALS)
+
+
+def test_no_public_name_is_hidden_by_a_module() -> None:
+    for path in Path(analysis.__file__).parent.glob("*.py"):
+        importlib.import_module(f"analysis.{path.stem}")
+    assert [name for name in analysis.__all__ if not callable(getattr(analysis, name))] == []
 
 
 def test_levels_are_work_over_bytes_under_their_roofs(folders: list[Path]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from report_cases import decoder, one_pass, op, report
 
-from analysis.compare import compare, compare_rows
+from analysis.compare import compare_rows, compare_table
 from analysis.figures import FIGURES, draw_all
 from analysis.roofline import points
 from analysis.style import ROLES, role_colours, scaled, short
@@ -98,7 +98,7 @@ def test_compare_gives_ratios_to_the_first(folder: Path, tmp_path: Path):
     assert rows["flops", ""]["slow / run"] == pytest.approx(2.0)
     assert rows["energy_j", "attention"]["slow / run"] == pytest.approx(2.0, rel=0.05)
     assert rows["ttft_s", ""]["run"] is None and rows["ttft_s", ""]["slow / run"] is None
-    assert list(compare([folder, folder]).columns[:4]) == ["quantity", "kind", "run (1)", "run (2)"]
+    assert list(compare_table([folder, folder]).columns[:4]) == ["quantity", "kind", "run (1)", "run (2)"]
 
 
 def test_summaries_put_runs_in_one_table(folder: Path):
