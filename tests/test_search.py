@@ -211,10 +211,25 @@ def test_wrong_searches_are_refused(
     assert sentence in refused("search", spec_file, "-o", tmp_path / "s", "--trials", "1", *options)
 
 
-def test_a_folder_of_another_search_is_kept(planted: list[int], tmp_path: Path) -> None:
+def test_a_folder_of_another_search_is_kept(
+    planted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_search(wide(), tmp_path, trials=2, objectives={"time_s": "min"}, sampler=Sampler.RANDOM)
-    with pytest.raises(ConfigError, match="another spec or other objectives"):
+    with pytest.raises(ConfigError, match="for other objectives"):
         run_search(wide(), tmp_path, trials=2, objectives={"area_mm2": "min"}, sampler=Sampler.RANDOM)
+    with pytest.raises(ConfigError, match="of another spec"):
+        run_search(wide(set={"hw.clock": "1 GHz"}), tmp_path, trials=2, objectives={"time_s": "min"})
+    monkeypatch.setattr("sim.sweep.search.rests_on", lambda spec: "changed")
+    with pytest.raises(ConfigError, match="made by other code"):
+        run_search(wide(), tmp_path, trials=2, objectives={"time_s": "min"})
+
+
+def test_objectives_keep_their_order(planted: list[int], tmp_path: Path) -> None:
+    goals = {"time_s": "min", "area_mm2": "min"}
+    run_search(wide(), tmp_path, trials=2, objectives=goals, sampler=Sampler.RANDOM)
+    assert list(json.loads((tmp_path / "search.json").read_text())["objectives"]) == ["time_s", "area_mm2"]
+    with pytest.raises(ConfigError, match="in another order"):  # values of trials would change places
+        run_search(wide(), tmp_path, trials=2, objectives=dict(reversed(goals.items())), sampler=Sampler.RANDOM)
 
 
 def test_folders_of_others_stay_as_they_are(

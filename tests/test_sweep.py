@@ -25,8 +25,8 @@ from sim.kinds import load_hardware
 from sim.sweep.cache import PointCache
 from sim.sweep.condition import Condition
 from sim.sweep.local import solve_all
-from sim.sweep.point import forget, prepare
-from sim.sweep.run import run_sweep
+from sim.sweep.point import forget, prepare, rests_on
+from sim.sweep.run import check_space, run_sweep
 from sim.sweep.search import run_search
 from sim.sweep.space import Space
 from sim.sweep.spec import Range, Spec, load_spec, points_of
@@ -426,6 +426,22 @@ def test_machines_of_every_kind_are_points_and_files_that_they_name_count(spec_f
         forget()
         keys.append(prepare(read, {"hardware": "h200", "hw.kernels": str(kernels)}).key)
     assert keys[0] != keys[1]
+
+
+def test_dimensions_that_an_onnx_file_leaves_open_are_axes(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    from tests.onnx_models import decoder
+
+    decoder(tmp_path / "model.onnx", 1, 64, 4, 2, 128, 96, 256)
+    axes = {"workload.dims.batch": [1, 2], "workload.dims.sequence": [16]}
+    data = {"schema": "opcycle/sweep/1", "hardware": "npu-hbm2", "workload": "./model.onnx", "axes": axes}
+    (tmp_path / "onnx.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    space = Space(load_spec(tmp_path / "onnx.yaml"))
+    check_space(space)
+    one, two = (prepare(space.spec, keys) for _, keys in space)
+    assert one.key != two.key
+    assert 2 * one.workload.trace().tokens == two.workload.trace().tokens
+    assert rests_on(space.spec) == rests_on(space.spec)
 
 
 def test_the_same_points_come_from_a_cluster_that_loses_a_worker(spec_file: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sim.sweep.cache import cache_file
 from sim.sweep.front import pareto
 from sim.sweep.local import Workers
 from sim.sweep.objectives import SHORT, goal_value
-from sim.sweep.point import OK, Row, check_column
+from sim.sweep.point import OK, Row, check_column, rests_on
 from sim.sweep.run import check_space
 from sim.sweep.space import Space
 from sim.sweep.spec import Spec
@@ -84,6 +84,7 @@ def run_search(
         about = {
             "spec": spec.model_dump_json(by_alias=True, exclude_none=True),
             "objectives": [*map(list, goals.items())],
+            "rests_on_sha256": rests_on(spec),
         }
         study = Study(folder, space, about, goals, sampler, seed, trials)
         wanted = min(trials, space.size)

@@ -205,14 +205,20 @@ def _open(
         if summary.n_trials == 0:
             optuna.delete_study(study_name=other, storage=storage)  # broken off before its first point was told
         elif other != name or summary.user_attrs != dict(about):
-            raise ConfigError(
-                "holds a search of another spec or other objectives, or these in another order; name a new folder",
-                file=folder,
-            )
+            raise ConfigError(f"holds a search {_other(summary.user_attrs, about)}; name a new folder", file=folder)
     study = optuna.create_study(
         storage=storage, study_name=name, directions=[_direction(goal) for goal in goals.values()], load_if_exists=True
     )
     return study, {} if study.user_attrs else dict(about)
+
+
+def _other(held: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """How a search that a file holds differs from the one that is wanted."""
+    if held.get("spec") != about["spec"]:
+        return "of another spec"
+    if held.get("objectives") != about["objectives"]:
+        return "for other objectives, or for these in another order"
+    return "made by other code, or of files that have changed since"
 
 
 def _direction(goal: str) -> str:
