@@ -232,7 +232,7 @@ def test_a_killed_sweep_resumes_and_repeats_nothing(
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)  # ends when the last process that shares the output has: no worker stays behind
-    done = Store(folder, read).open(resume=True, restart=False)
+    done = Store(folder, read, rests_on(read)).open(resume=True, restart=False)
     assert 2 <= len(done) < 12
     simulated = []
     from sim.sweep import local
