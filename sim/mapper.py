@@ -1,7 +1,8 @@
 """Chooses tile shapes, loop orders and attention steps: ranks the candidates roughly, then keeps the one that simulates
 fastest.
 
-Each candidate is simulated alone, with the machine's real memory; equal operators are searched once.
+Each candidate is simulated alone, with the machine's real memory; equal operators are searched once. `ranked_only`, a
+part of the opt-in approximation of `sim.sampling`, takes the first of the ranking that fits.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from typing import TypeVar
 
 from sim.config import ConfigError
@@ -33,14 +35,18 @@ NEAR = Fraction(102, 100)
 TIE = Fraction(1005, 1000)
 """Simulated times this close are a tie; less DRAM traffic wins it, then fewer tasks."""
 
+ROUNDS = 3
+"""Times that the tiles of a product go around the scratchpad before they are taken to fit for good."""
+
 Choice = TypeVar("Choice", Tiling, Split)
 
 
 class SimulatedMapper:
     """Searches for one machine and remembers what it found."""
 
-    def __init__(self, machine: Hardware) -> None:
+    def __init__(self, machine: Hardware, ranked_only: bool = False) -> None:
         self.machine = machine
+        self.ranked_only = ranked_only
         self.scratchpad = scratchpad_bytes(machine, machine.cores == 1 and machine.scratchpad.activation_share > 0)
         self.align = align_bytes(machine)
         self._tilings: dict[Product, Tiling] = {}
@@ -69,18 +75,27 @@ class SimulatedMapper:
         machine = self.machine
 
         costs = TileCosts(machine, product)
-        found = [
-            (
-                estimate_ps(machine, product, tiling, costs),
-                traffic_bytes(product, tiling),
-                steps(product, tiling),
-                tiling,
-            )
-            for tiling in candidates(machine, product, self.scratchpad)
-        ]
+        found = []
+        for tiling in candidates(machine, product, self.scratchpad):
+            traffic = traffic_bytes(product, tiling)
+            found.append((estimate_ps(product, tiling, costs, traffic), traffic, steps(product, tiling), tiling))
         limit = NEAR * min((item[0] for item in found), default=0)
         found.sort(key=lambda item: ((0, *item[1:3]) if item[0] <= limit else (1, *item[:2]), item[0], str(item[3])))
-        return self._fastest((item[3] for item in found[:SIMULATED]), lambda t: self._product_template(product, t))
+        ranked = (item[3] for item in found)
+        if self.ranked_only:
+            return next((tiling for tiling in ranked if self._fits(product, tiling)), None)
+        return self._fastest(islice(ranked, SIMULATED), lambda t: self._product_template(product, t))
+
+    def _fits(self, product: Product, tiling: Tiling) -> bool:
+        """Whether the tiles find room between each other, tried on a few rounds through the scratchpad."""
+        step = max(int(tiling.n * product.k * product.size.right), 1)
+        columns = tiling.n * max(8, ROUNDS * self.scratchpad // step)
+        few = replace(product, groups=product.groups[:2], n=min(product.n, columns), epilogues=())
+        try:
+            self._product_template(few, tiling)
+        except MemoryError:
+            return False
+        return True
 
     def _product_template(self, product: Product, tiling: Tiling) -> Template:
         b = Builder(self.machine, self.scratchpad, self.align)
@@ -129,6 +144,8 @@ class SimulatedMapper:
                 lowered = template(choice)
             except MemoryError:
                 continue
+            if self.ranked_only:
+                return choice
             results.append((self._time(lowered), sum(lowered.moved), len(lowered.unit), choice))
         if not results:
             return None

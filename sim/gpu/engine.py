@@ -19,6 +19,7 @@ from sim.gpu.lower import lower
 from sim.gpu.overlap import Overlapped, overlapped, pairs
 from sim.gpu.power import Running, counted, sustained
 from sim.gpu.schema import Gpu
+from sim.kinds import EXACT
 from sim.links.collectives import collective
 from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow
 from sim.sparse.plain import plain_row
@@ -44,6 +45,8 @@ class _Step(NamedTuple):
 
 class GpuEngine:
     """One GPU and the passes that it ran."""
+
+    fidelity = EXACT
 
     def __init__(self, machine: Gpu) -> None:
         self.machine = machine
