@@ -11,7 +11,7 @@ import typer
 from sim.cli.printing import binary_size, engineering, print_json, print_table, progress, say, say_if_kernels_are_new
 from sim.cli.settings import place
 from sim.errors import ConfigError, not_among
-from sim.kinds import EXACT, FIDELITIES
+from sim.kinds import EXACT, FIDELITIES, SAMPLED
 
 if TYPE_CHECKING:
     from sim.result import Report
@@ -235,7 +235,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         ("busiest unit", f"{most} {summary['utilization'][most]:.0%}" if most else "-"),
         ("utilization", ", ".join(f"{unit} {share:.1%}" for unit, share in busy)),
         ("area and cost", _silicon(summary)),
-        ("simulated in", f"{summary['wall_s']:.2f} s"),
+        ("simulated in", f"{summary['wall_s']:.2f} s{', sampled' if summary['fidelity'] == SAMPLED else ''}"),
     ]
     rows = [row for row in rows if row[1] != "-"]
     print_table(f"{summary['workload']} on {summary['hardware']}", ["", "value"], rows)
