@@ -95,9 +95,9 @@ def overlapped(gpu: Gpu, product: Op, carried: Op, product_first: bool, whole_s:
 
 
 def _shared(gpu: Gpu, cost: Cost) -> Cost:
-    """The cost where the memory also serves the kernels of a collective, which take `links.copy_rate` of it."""
+    """The cost where the memory also serves the kernels of a collective, which take their part of it."""
     assert gpu.links is not None
-    taken = float(gpu.links.copy_rate or 0)
+    taken = gpu.links.copies.memory_rate if gpu.links.copies is not None else 0.0
     parts = []
     for part in cost.kernels():
         rate = stream_rate(gpu, part.dram_read_bytes, part.dram_write_bytes)
