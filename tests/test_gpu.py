@@ -64,9 +64,10 @@ def test_stream_k_cuts_the_last_wave(one_tile: Gpu, tmp_path: Path) -> None:
     assert parts == pytest.approx(133 / 132 * 100 * 512, rel=0.01)
 
 
-def test_padding_is_work(one_tile: Gpu) -> None:
-    cost = gemm(one_tile, Product(130, 136, 64, "bf16", "bf16"))
-    assert cost.macs == 256 * 256 * 64
+def test_padding_takes_time_but_switches_nothing(one_tile: Gpu) -> None:
+    small, full = (gemm(one_tile, Product(m, m, 64, "bf16", "bf16")) for m in (136, 256))
+    assert small.core_cycles == full.core_cycles
+    assert small.macs == 136 * 136 * 64
 
 
 def test_shared_memory_may_bound_a_tile(one_tile: Gpu) -> None:
@@ -206,7 +207,7 @@ def test_the_clock_falls_until_power_meets_the_limit() -> None:
     heavy = counted([gemm(part, Product(8192, 8192, 8192, "bf16", "bf16"))])
     long, short = sustained(part, heavy), burst(part, heavy)
     assert long.power_w == pytest.approx(700, abs=0.1)
-    assert short.power_w == pytest.approx(915, abs=0.1)
+    assert short.power_w == pytest.approx(part.power.burst, abs=0.1)
     assert part.clock.minimum < long.clock_hz < short.clock_hz < part.clock.maximum
     assert long.time_s > short.time_s
     light = sustained(part, counted([elementwise(part, "add", 1 << 12, 2**14, 2**13, True)]))
@@ -220,9 +221,9 @@ def test_power_by_hand() -> None:
     cost = Cost(core_cycles=clock, format="bf16", macs=10**13, dram_read_bytes=10**12)  # one second
     (kernel,) = counted([cost])
     found = sustained(part, [kernel])
-    assert found.power_w == pytest.approx(79 + 112 + 10**13 * 2.0e-12 + 10**12 * 73.6e-12)
+    assert found.power_w == pytest.approx(79 + 105 + 10**13 * 2.03e-12 + 10**12 * 73e-12)
     assert voltage(part, clock) == 1.0
-    assert voltage(part, clock / 2) == pytest.approx(1 - 0.52 / 2)
+    assert voltage(part, clock / 2) == pytest.approx(1 - 0.56 / 2)
     assert voltage(part, 0.0) == 0.6
 
 

@@ -166,7 +166,8 @@ def test_the_h200_stays_within_its_bars() -> None:
 
 def test_what_was_not_fitted_is_met_too() -> None:
     times = errors("h200-further")
-    assert times["all"] < 0.10
+    assert times["all"] < 0.07
+    assert max(times.values()) < 0.15
     assert times["layer"] < 0.05
     assert errors("h200-further", "power")["all"] < 0.13
 
@@ -174,10 +175,10 @@ def test_what_was_not_fitted_is_met_too() -> None:
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [
-        ("a100-operators", {"gemm": 0.05, "softmax": 0.09, "layernorm": 0.09, "gelu": 0.09}),
+        ("a100-operators-held", {"gemm": 0.05, "softmax": 0.09, "layernorm": 0.09, "gelu": 0.09}),
         ("a100-gpt3-layer", {"layer": 0.04}),
         ("a100-allreduce", {"all_reduce": 0.05}),
-        ("mi210-operators", {"all": 0.10}),
+        ("mi210-operators-held", {"all": 0.10}),
         ("h200-collectives", {"all": 0.12}),
         ("h200-collectives-graph", {"all": 0.08}),
     ],

@@ -151,7 +151,7 @@ class GpuEngine:
         cost = lower(gpu, op)
         if cost is None:
             return _Step(None, 0, 0, {})
-        return _Step(launched(gpu, cost, str(op.kind), "graph"), 0, 0, cost.kernels()[0].decisions)
+        return _Step(launched(gpu, cost, str(op.kind), "chain"), 0, 0, cost.kernels()[0].decisions)
 
 
 _WORK = (

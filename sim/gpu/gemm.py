@@ -102,7 +102,8 @@ def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
     # Thread blocks of a cluster load the longer edge's operand once.
     l2_step = (np.maximum(tiles.m, tiles.n) / kernels.share + np.minimum(tiles.m, tiles.n)) * step * size
     l2 = l2_step * busy / gpu.l2.bytes_per_clock
-    core = np.maximum(np.maximum(mma, shared), l2)
+    waited = kernels.wait * 1e-12 * float(gpu.clock.maximum)
+    core = np.maximum(np.maximum(np.maximum(mma, shared), l2), waited)
     cycles = per_sm * (steps * core + fitted.tile)
     if kernels.stream_k:
         # The tiles of a last wave that would leave multiprocessors idle are cut along k, at the price of one more
@@ -125,15 +126,16 @@ def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
     compute_s = cycles / clock
     # The library stacks instructions along a dimension only if that fills one.
     stacked = np.where(tiles.along_m, product.m, product.n)
+    if kernels.fill:
+        compute_s = np.where((tiles.split > 1) & (count > sms), np.inf, compute_s)
     compute_s = np.where(stacked < min(kernels.issue, max(product.m, product.n)), np.inf, compute_s)
     high, low = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
     total = high * (1 + (low / high) ** fitted.overlap) ** (1 / fitted.overlap) + reduce_s
     i = int(np.argmin(total))
     tile = (int(tiles.m[i]), int(tiles.n[i]))
     split = int(tiles.split[i])
-    names = ("tensor", "shared memory", "L2")
-    core_name = names[int(np.argmax([mma[i], shared[i], l2[i]]))]
-    executed = int(count[i] * steps[i] * step * tiles.m[i] * tiles.n[i])
+    names = ("tensor", "shared memory", "L2", "latency")
+    core_name = names[int(np.argmax([mma[i], shared[i], l2[i], waited]))]
     main = Cost(
         core_cycles=float(cycles[i]),
         memory_s=float(memory_s[i]),
@@ -141,7 +143,7 @@ def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
         overlap=fitted.overlap,
         core=core_name,
         format=product.format,
-        macs=min(executed, _least(product, tile)),
+        macs=_macs(product),
         l2_bytes=int(count[i] * steps[i] * l2_step[i] + written),
         dram_read_bytes=int(read[i]),
         dram_write_bytes=int(written),
@@ -161,10 +163,9 @@ def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
     return chain([main, reduce])
 
 
-def _least(product: Product, tile: tuple[int, int]) -> int:
-    """Multiply-accumulates with the padding of m and n to whole tiles."""
-    m, n = -(-product.m // tile[0]) * tile[0], -(-product.n // tile[1]) * tile[1]
-    return product.batch * m * n * product.k
+def _macs(product: Product) -> int:
+    """Multiply-accumulates but for those with the zeros that fill up tiles, which cost time and next to no energy."""
+    return product.batch * product.m * product.n * product.k
 
 
 def _traffic(gpu: Gpu, product: Product, tiles: _Tiles, size: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -227,7 +228,7 @@ def _unaligned(gpu: Gpu, product: Product, alignment: int, size: float) -> Cost:
         overlap=gpu.fitted.overlap,
         core="issue",
         format=product.format,
-        macs=m_tiles * n_tiles * product.batch * tile_macs * product.k,
+        macs=_macs(product),
         vector_results=int(m_tiles * n_tiles * product.batch * sum(kernel.tile) * product.k * size / alignment),
         l2_bytes=int(m_tiles * n_tiles * product.batch * sum(kernel.tile) * product.k * size),
         dram_read_bytes=int(read),
@@ -249,10 +250,7 @@ def _sparse(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cos
     n_tiles, m_tiles = -(-product.n // kernel.tile[0]), -(-product.m // kernel.tile[1])
     rate = macs_per_clock * gpu.sm.sparse * gpu.fitted.sparse
     sms = gpu.sm.count
-    clock = float(gpu.clock.maximum)
-    mma = kernel.tile[0] * kernel.tile[1] * step / rate
-    narrow = 2 * product.m < kernel.tile[1]
-    each = max(mma, kernel.narrow * 1e-12 * clock) if narrow else mma
+    each = kernel.tile[0] * kernel.tile[1] * step / rate
     options = [s for s in kernel.splits if s == 1 or product.k >= kernel.split_from]
 
     def cycles(split: int) -> float:
@@ -260,18 +258,24 @@ def _sparse(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cos
         return waves * (-(-product.k // (split * step)) * each + gpu.fitted.tile)
 
     split = min(options, key=cycles)
+    total = cycles(split)
     weights = product.n * product.k * (size / 2 + 1 / 8)
     read = product.batch * (weights + product.m * product.k * size)
     written = product.batch * product.m * product.n * bytes_of(product.out_format)
-    total = cycles(split)
+    memory_s = (read + written) / stream_rate(gpu, read, written)
+    if 2 * product.m < kernel.tile[1]:
+        # Loads of the weights are what a narrow product waits for, step by step, and they do not come at full rate.
+        waves = -(-n_tiles * m_tiles * product.batch * split // sms)
+        waited = waves * -(-product.k // (split * step)) * kernel.narrow * 1e-12
+        memory_s = norm(max(memory_s, product.batch * weights / kernel.narrow_rate), waited, gpu.fitted.overlap)
     return Cost(
-        core_cycles=0.0 if narrow else total,
-        memory_s=(read + written) / stream_rate(gpu, read, written),
-        fixed_s=gpu.fitted.start * 1e-12 + (total / clock if narrow else 0.0),
+        core_cycles=total,
+        memory_s=memory_s,
+        fixed_s=gpu.fitted.start * 1e-12,
         overlap=gpu.fitted.overlap,
         core="tensor",
         format=product.format,
-        macs=product.batch * n_tiles * kernel.tile[0] * m_tiles * kernel.tile[1] * product.k // 2,
+        macs=_macs(product) // 2,
         l2_bytes=int(n_tiles * m_tiles * sum(kernel.tile) * product.k * size),
         dram_read_bytes=int(read),
         dram_write_bytes=int(written),

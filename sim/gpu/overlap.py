@@ -84,7 +84,7 @@ def overlapped(gpu: Gpu, product: Op, carried: Op, product_first: bool, whole_s:
     fewer = gpu.model_copy(
         update={"sm": gpu.sm.model_copy(update={"count": gpu.sm.count - rule.multiprocessors}), "overlap": None}
     )
-    alone = launched(gpu, product_cost(gpu, product, rule.chunks), "gemm", "graph")
+    alone = launched(gpu, product_cost(gpu, product, rule.chunks), "gemm", "chain")
     beside = _shared(gpu, launched(gpu, product_cost(fewer, product, rule.chunks), "gemm", "graph"))
     others = (beside,) * (rule.chunks - 1)
     # Nothing is carried yet beside the first product, or no more beside the last.

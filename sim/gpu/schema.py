@@ -90,11 +90,15 @@ class Launch(Strict):
     """Cost of starting a kernel."""
 
     graph: Time = Field(description="from kernel to dependent kernel inside a launch graph")
+    change: Time = Field(default=0, ge=0, description="more to a kernel that is another than the one before")
     block: Time = Field(description="between the starts of two thread blocks")
     host: dict[str, Time] = Field(
         default_factory=dict, description="of a separate launch from the host, by operator kind; `other` for the rest"
     )
     operator: Literal["graph", "separate"] = Field(default="graph", description="how operators alone are launched")
+    operands: Literal["held", "cold"] = Field(
+        default="held", description="of operators alone, but for weights: in L2 from the last repetition, or never"
+    )
     burst: Burst | None = Field(default=None, description="what times of short bursts contain besides")
 
 
