@@ -246,6 +246,8 @@ def _sparse(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cos
     kernel = gpu.library.sparse
     if kernel is None or gpu.sm.sparse is None:
         raise ConfigError(f"{gpu.name} has no unit for 2:4 weights", key="sm.sparse")
+    if product.format == "fp32":
+        raise ConfigError(f"{gpu.name} multiplies fp32 outside of the units for 2:4 weights", key="sm.sparse")
     step = max(int(gpu.library.gemm.step / size), 1)
     n_tiles, m_tiles = -(-product.n // kernel.tile[0]), -(-product.m // kernel.tile[1])
     rate = macs_per_clock * gpu.sm.sparse * gpu.fitted.sparse
