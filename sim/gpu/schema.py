@@ -151,10 +151,21 @@ class Fitted(Strict):
 
 
 class Overlap(Strict):
-    """A rule of the software: a product and the collective beside it are cut into parts that overlap, where it pays."""
+    """A rule of the software, where it pays: a product and the collective beside it are cut into parts that overlap, or
+    the requests of a pass are halved, and one half computes while the other communicates.
+    """
 
-    chunks: Annotated[int, Field(ge=2, le=64)] = Field(description="parts that the product's rows are cut into")
-    multiprocessors: Positive = Field(description="held by the collective's kernels while a product runs beside them")
+    chunks: Annotated[int, Field(ge=2, le=64)] | None = Field(
+        default=None, description="parts that the product's rows are cut into"
+    )
+    batches: Literal[2] | None = Field(default=None, description="parts that the requests of a pass are cut into")
+    multiprocessors: Positive = Field(description="held by the collective's kernels while others run beside them")
+
+    @model_validator(mode="after")
+    def _one(self) -> Overlap:
+        if (self.chunks is None) == (self.batches is None):
+            raise ValueError("overlap needs one of chunks and batches")
+        return self
 
 
 class Gpu(Machine):
