@@ -79,7 +79,7 @@ def elementwise(gpu: Gpu, function: str, elements: int, read_bytes: float, write
     # A thread's own instructions follow each other, however few there are.
     alone = results / elements * block.elements / block.threads * block.wait
     issue = results / blocks / (sm.lanes * gpu.fitted.vector)
-    cycles, core = _together(gpu, blocks, min(sm.blocks, sm.threads // block.threads), alone, issue)
+    cycles, core = _together(gpu, blocks, max(1, min(sm.blocks, sm.threads // block.threads)), alone, issue)
     started = blocks * gpu.launch.block * 1e-12 * gpu.clock.maximum
     if started > cycles:
         cycles, core = started, "block launch"
