@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import prod
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from sim.errors import ConfigError
 from sim.kinds import load_hardware
 from sim.links import Links, ring_cost
 from sim.links.collectives import KINDS, collective, plans
-from sim.links.topology import exchange_load, neighbour_load
+from sim.links.topology import _grid, exchange_load, neighbour_load
 from workloads.trace import CollectiveAttrs
 
 
@@ -103,6 +104,25 @@ def test_a_torus_has_shorter_ways_than_a_mesh() -> None:
     mesh, torus = links(topology="mesh", shape=[4, 4]), links(topology="torus", shape=[4, 4])
     assert neighbour_load(mesh, 16).hops > neighbour_load(torus, 16).hops
     assert exchange_load(mesh, 16).sharing > exchange_load(torus, 16).sharing
+
+
+@pytest.mark.parametrize(("topology", "shape"), [("mesh", [5]), ("torus", [5]), ("torus", [4]), ("torus", [3, 3])])
+def test_closed_forms_are_what_routing_finds(topology: str, shape: list[int]) -> None:
+    closed = links(topology=topology, shape=shape)
+    routed = links(topology="graph", edges=_grid(shape, topology == "torus"))
+    n = prod(shape)
+    # Routing takes one way of two equally long ones, and no more than twice the flows of an even share.
+    found, even = exchange_load(routed, n), exchange_load(closed, n)
+    assert found.hops == even.hops
+    assert even.sharing <= found.sharing <= (2 if shape == [4] else 1) * even.sharing
+    assert neighbour_load(closed, n) == neighbour_load(routed, n)
+
+
+def test_a_square_by_hand() -> None:
+    # Along its first dimension each device sends to one neighbour for itself and for the other corner: two of three.
+    assert exchange_load(links(topology="mesh", shape=[2, 2]), 4) == (2 / 3, 2)
+    # The middle of 64 lines of 64 is crossed by 32 x 32 pairs of each line, times 64.
+    assert exchange_load(links(topology="mesh", shape=[64, 64]), 4096).sharing == pytest.approx(64 * 1024 / 4095)
 
 
 def test_a_full_mesh_divides_its_bandwidth() -> None:
