@@ -218,16 +218,16 @@ def test_narrow_sparse_products_wait_for_their_weights() -> None:
     assert narrow.time_s(1.98e9) > 1.5 * wide.time_s(1.98e9)
 
 
-def test_steps_have_a_least_time_and_splits_only_fill(tmp_path: Path) -> None:
+def test_steps_have_a_least_time_and_few_tiles_are_split(tmp_path: Path) -> None:
     path = tmp_path / "two.yaml"
     path.write_text(
         "schema: opcycle/kernels/1\nbase: hopper\nname: two\n"
-        "gemm: {long: [128], short: [128], splits: [1, 4], group: [1], wait: 1 us, fill: true}\n",
+        "gemm: {long: [128], short: [128], splits: [1, 4], group: [1], wait: 1 us, split_below: 0.25}\n",
         encoding="utf-8",
     )
     part = gpu(kernels=str(path))
-    # Ten steps of 1 us. A quarter of them each where the four parts of 33 tiles just fill 132 multiprocessors.
-    few, many = (gemm(part, Product(128, 128 * tiles, 640, "bf16", "bf16")) for tiles in (33, 34))
+    # Ten steps of 1 us, split in four parts where tiles are fewer than a quarter of 132 multiprocessors.
+    few, many = (gemm(part, Product(128, 128 * tiles, 640, "bf16", "bf16")) for tiles in (32, 33))
     assert (few.kernels()[0].decisions["split"], many.decisions["split"]) == ("4", "1")
     assert many.core_cycles == pytest.approx(10 * 1980 + part.fitted.tile)
 

@@ -124,10 +124,11 @@ def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
         2 * sums / (gpu.l2.bytes_per_clock * clock) + (gpu.launch.graph + gpu.sustained.latency) * 1e-12, 0.0,
     )  # fmt: skip
     compute_s = cycles / clock
-    # The library stacks instructions along a dimension only if that fills one.
+    # Some libraries split few tiles only, and all stack instructions along a dimension only if that fills one.
+    if kernels.split_below is not None:
+        enough = m_tiles * n_tiles * product.batch >= kernels.split_below * sms
+        compute_s = np.where((tiles.split > 1) & enough, np.inf, compute_s)
     stacked = np.where(tiles.along_m, product.m, product.n)
-    if kernels.fill:
-        compute_s = np.where((tiles.split > 1) & (count > sms), np.inf, compute_s)
     compute_s = np.where(stacked < min(kernels.issue, max(product.m, product.n)), np.inf, compute_s)
     high, low = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
     total = high * (1 + (low / high) ** fitted.overlap) ** (1 / fitted.overlap) + reduce_s

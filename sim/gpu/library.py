@@ -28,7 +28,7 @@ class GemmKernels(Strict):
     share: Positive = Field(default=1, description="tiles of a cluster that load a common operand once")
     splits: tuple[Positive, ...] = Field(description="parts of the reduced dimension that work side by side")
     stream_k: bool = Field(default=False, description="the last wave's tiles may be cut evenly over multiprocessors")
-    fill: bool = Field(default=False, description="it is split only as long as that fills multiprocessors")
+    split_below: Share | None = Field(default=None, description="it is split with fewer tiles a multiprocessor only")
     wait: Time = Field(default=0, ge=0, description="least time of a step, for loads that are asked for one step ahead")
     group: tuple[Positive, ...] = Field(description="tile rows that a rasterisation order may keep together")
     align: Bytes = Field(gt=0, description="alignment of rows that the fast kernels need")
