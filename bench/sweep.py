@@ -1,7 +1,7 @@
 """What sweeps and searches cost: throughput of one and two jobs, cost of a point beyond its simulation, memory, fronts.
 
-`python -m bench.sweep [throughput] [overhead] [memory] [search] [--points N]`; all of them by default. Every sweep is
-without the cache of points, in one run on one machine; throughput and memory take the number of points given.
+`python -m bench.sweep [throughput] [fidelity] [overhead] [memory] [search] [--points N]`; all of them by default. Every
+sweep is without the cache of points, in one run on one machine; all but the search take the number of points given.
 """
 
 from __future__ import annotations
@@ -85,23 +85,43 @@ PART = 0.02
 Rows = list[tuple[str, str, str, bool]]
 
 
+SAMPLED = DECODE.model_copy(update={"fidelity": "sampled"})
+
+
 def throughput(points: int) -> Rows:
-    """Points a second with one job and with two, on the same points, spread over the space."""
-    tasks = sample(DECODE, points)
-    walls = {}
-    for jobs in (1, 2):
-        for _ in solve_all(DECODE, iter(tasks[:2]), 1, None):
-            pass  # kernels and files are warm
-        began = time.perf_counter()
-        done = sum(1 for _ in solve_all(DECODE, iter(tasks), jobs, None))
-        walls[jobs] = time.perf_counter() - began
-        assert done == len(tasks)
-    whole = walls[2] * Space(DECODE).size / len(tasks)
-    gain = walls[1] / walls[2]
+    """Points a second with one job and with two, on the same points, spread over the space: sampled, and exact."""
+    rows: Rows = []
+    for spec, part in ((SAMPLED, points), (DECODE, max(points // 20, 1))):
+        tasks = sample(spec, part)
+        walls = {}
+        for jobs in (1, 2):
+            for _ in solve_all(spec, iter(tasks[:2]), 1, None):
+                pass  # kernels and files are warm
+            began = time.perf_counter()
+            done = sum(1 for _ in solve_all(spec, iter(tasks), jobs, None))
+            walls[jobs] = time.perf_counter() - began
+            assert done == len(tasks)
+        whole = walls[2] * Space(spec).size / len(tasks)
+        gain = walls[1] / walls[2]
+        what = f"{Space(spec).size:,} points of a decode step, {spec.fidelity}, two jobs, from {len(tasks):,}"
+        rows.append((what, f"{whole:.0f} s", "60 s", whole < 60))
+        rows.append((f"two jobs over one, {spec.fidelity}", f"{gain:.2f}", "1.7", gain >= 1.7))
+    return rows
+
+
+def fidelity(points: int) -> Rows:
+    """How far sampled points are from exact ones."""
+    apart: dict[str, list[float]] = {"time_s": [], "energy_j": [], "dram_bytes": []}
+    for _, keys in sample(DECODE, points):
+        rows = [solve(spec, keys, None) or {} for spec in (SAMPLED, DECODE)]
+        if {row["status"] for row in rows} == {"ok"}:
+            for name, errors in apart.items():
+                errors.append(abs(rows[0][name] / rows[1][name] - 1))
+    count = len(apart["time_s"])
     return [
-        (f"{Space(DECODE).size:,} points of a decode step, two jobs, from {len(tasks):,}", f"{whole:.0f} s", "60 s",
-         whole < 60),
-        ("two jobs over one", f"{gain:.2f}", "1.7", gain >= 1.7),
+        (f"sampled against exact, {count} points: {name}, mean and worst", f"{mean:.2%}, {max(errors):.2%}", "1 %",
+         mean <= 0.01)
+        for name, errors in apart.items() for mean in [sum(errors) / count]
     ]  # fmt: skip
 
 
@@ -212,11 +232,12 @@ def resident_bytes() -> int:
 def main() -> int:
     """Print what was asked for beside the bars; 1 if one is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["throughput", "overhead", "memory", "search", []])
+    parser.add_argument("what", nargs="*", choices=["throughput", "fidelity", "overhead", "memory", "search", []])
     parser.add_argument("--points", type=int, default=0)
     asked = parser.parse_args()
     parts: dict[str, Callable[[], Rows]] = {
         "throughput": lambda: throughput(asked.points or 2000),
+        "fidelity": lambda: fidelity(asked.points or 200),
         "overhead": lambda: overhead(asked.points or 1000),
         "memory": lambda: memory(asked.points or 100_000),
         "search": search,

@@ -26,13 +26,15 @@ from sim.validation.simulators import tpu_rows as tpu_rows
 
 GPU_SETS = (
     "h200-operators", "h200-further", "h200-collectives", "h200-collectives-graph", "a100-operators",
-    "a100-gpt3-layer", "a100-allreduce", "mi210-operators",
+    "a100-operators-held",
+    "a100-gpt3-layer", "a100-allreduce", "mi210-operators", "mi210-operators-held",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "validation.md"
 PICTURES = ROOT / "docs" / "validation"
 DRAWN = {
-    "h200-further": "time", "h200-collectives-graph": "time", "a100-operators": "time", "mi210-operators": "time",
+    "h200-further": "time", "h200-collectives-graph": "time", "a100-operators-held": "time",
+    "mi210-operators-held": "time",
     "onnxim": "cycles", "tpuv3": "cycles",
 }  # fmt: skip
 """Sets that the document shows a picture of, and the quantity."""

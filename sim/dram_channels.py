@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from sim.kernels.dram_tables import ChannelState, DramTables
 
-KNOWN_STATES: Final = 4096
+KNOWN_STATES: Final = 16384
 """States that the memo of the steady-state shortcut holds."""
 
 MEMO: Final = ("memo_word", "memo_state", "memo_after", "memo_index", "memo_seen", "memo_count")
@@ -30,7 +30,7 @@ def _new_memo(tables: DramTables, used: bool) -> dict[str, NDArray[np.int64]]:
     entries = tables.read_pool + tables.write_pool
     windows = len(tables.window_size)
     size = int(tables.window_size.max()) if windows else 1
-    known = KNOWN_STATES * (4 if tables.apart else 1) if tables.steady and used else 1
+    known = KNOWN_STATES if tables.steady and used else 1
     ticks = (k.N_COMMANDS + 3) // 4
     words = 4 + tables.banks * (1 + ticks) + tables.groups * ticks + tables.ranks
     words += windows * tables.groups * ((size + 3) // 4) + entries

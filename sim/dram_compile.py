@@ -16,8 +16,9 @@ TABLE_BITS: Final = 14
 """Largest part of an address that is decoded by one table."""
 
 
-STRETCH: Final = 32
-"""Bursts of a stretch that may be jumped over."""
+STRETCH: Final = 64
+STRETCH_BESIDE: Final = 32
+"""Bursts of a stretch that may be jumped over; where banks are left out of the state, short ones recur oftener."""
 
 MERGED_READS: Final = 256
 """Reads that the policy dramsim3 can serve along with others at a time."""
@@ -98,7 +99,8 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     hash_bank = np.arange(1 << hashed, dtype=np.int64)
     leaps = steady and 4 <= period_bits <= LONGEST_PERIOD and c.policy is Policy.FRFCFS and not memory.exit_timing
     leaps = leaps and (c.page is Page.OPEN or not memory.refresh.suffix)  # both read when a bank was used last
-    stretch = min(STRETCH, 1 << period_bits) if leaps else 0
+    beside = memory.refresh is Refresh.PER_BANK and ranks > 1 and memory.buses == 2 and memory.pim is None
+    stretch = min(STRETCH_BESIDE if beside else STRETCH, 1 << period_bits) if leaps else 0
     bank, row = _decode(pieces, hash_bank, 1 << period_bits) if leaps else (integers([0]), integers([0]))
     period_shift = pieces[-1].to + above if pieces else 0
     shape = (o.pseudo_channels, ranks, groups, banks) if leaps else (1, 1, 1, 1)
@@ -107,7 +109,7 @@ def compile_memory(memory: Memory, steady: bool = True) -> DramTables:
     )
 
     apart = 0
-    if leaps and memory.refresh is Refresh.PER_BANK and ranks > 1 and memory.buses == 2 and memory.pim is None:
+    if leaps and beside:
         apart = _reach_beside(gap_bank, gap_near, window, command_ticks, banks)
 
     return k.DramTables(

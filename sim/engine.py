@@ -16,12 +16,15 @@ from sim.capacity import check_capacity, check_tiers
 from sim.execute import execute
 from sim.hardware import Hardware
 from sim.hints import check_hints
-from sim.kinds import PassRunner, engine_for
+from sim.kinds import EXACT, SAMPLED, PassRunner, engine_for
 from sim.lower import lower_pass
+from sim.lower.link import Linked
+from sim.lower.lowering import Lowered
 from sim.machine import Machine
 from sim.mapper import SimulatedMapper
 from sim.passes import PassResult
 from sim.pipeline_fill import filled
+from sim.sampling import Run, extended, one_channel, shortened
 from workloads.trace import Block, Pass
 
 if TYPE_CHECKING:
@@ -32,12 +35,24 @@ Progress = Callable[[str, int, int], None]
 
 
 class Engine:
-    """One machine and what was found out about it: tilings and passes."""
+    """One machine and what was found out about it: tilings and passes.
 
-    def __init__(self, machine: Hardware, *, symmetry: bool = True, steady: bool = True, reuse: bool = True) -> None:
+    `symmetry`, `steady` and `reuse` are savings without a difference; `sampled` is the approximation of `sim.sampling`.
+    """
+
+    def __init__(
+        self,
+        machine: Hardware,
+        *,
+        symmetry: bool = True,
+        steady: bool = True,
+        reuse: bool = True,
+        sampled: bool = False,
+    ) -> None:
         self.machine = machine
-        self.symmetry, self.steady, self.reuse = symmetry, steady, reuse
-        self.mapper = SimulatedMapper(machine)
+        self.symmetry, self.steady, self.reuse, self.sampled = symmetry, steady, reuse, sampled
+        self.fidelity = SAMPLED if sampled else EXACT
+        self.mapper = SimulatedMapper(machine, ranked_only=sampled)
         self._known: dict[tuple[Block, ...], PassResult] = {}
 
     def run(self, work: Pass) -> PassResult:
@@ -49,17 +64,33 @@ class Engine:
                 known, name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated,
                 repeat=work.repeat, ops=ops,
             )  # fmt: skip
-        result = self._run(work) if self.machine.pim is None else self._run_with_pim(work)
+        if self.machine.pim is not None:
+            result = self._run_with_pim(work)
+        else:
+            result = self._run_sampled(work) if self.sampled else self._run(work)
         if self.reuse:
             self._known[work.blocks] = result
         return result
 
     def _run(self, work: Pass) -> PassResult:
         lowered = lower_pass(self.machine, work, self.mapper, self.symmetry)
-        schedule = execute(lowered.linked, self.machine.dram, self.steady)
+        return self._executed(work, lowered, lowered.linked)
+
+    def _run_sampled(self, work: Pass) -> PassResult:
+        part = shortened(work)
+        try:
+            lowered = lower_pass(self.machine, part, self.mapper, self.symmetry)
+        except MemoryError:  # a tiling that was only ranked finds no room between the buffers of others
+            lowered = lower_pass(self.machine, part, SimulatedMapper(self.machine), self.symmetry)
+        result = self._executed(work, lowered, one_channel(lowered.linked))
+        runs = [Run(n, len(b.ops), b.repeat) for n, b in zip(lowered.tasks, part.blocks, strict=True)]
+        return extended(work, result, runs, lowered.linked, self.machine.dram)
+
+    def _executed(self, work: Pass, lowered: Lowered, linked: Linked) -> PassResult:
+        schedule = execute(linked, self.machine.dram, self.steady)
         return PassResult(
             name=work.name, phase=work.phase, tokens=work.tokens, generated=work.generated, repeat=work.repeat,
-            ops=lowered.ops, units=lowered.units, tasks=lowered.linked.table(), schedule=schedule,
+            ops=lowered.ops, units=lowered.units, tasks=linked.table(), schedule=schedule,
         )  # fmt: skip
 
     def _run_with_pim(self, work: Pass) -> PassResult:
@@ -69,12 +100,17 @@ class Engine:
 
 
 def simulate(
-    machine: Machine, workload: Workload, progress: Progress | None = None, engine: PassRunner | None = None
+    machine: Machine,
+    workload: Workload,
+    progress: Progress | None = None,
+    engine: PassRunner | None = None,
+    fidelity: str = EXACT,
 ) -> Report:
     """Simulate all passes of `workload` on `machine` and return the Report.
 
-    `progress` is called with (what, done, total). Raises ConfigError if the model does not fit in the memory or needs a
-    unit that the machine lacks.
+    `progress` is called with (what, done, total). `fidelity`: `exact`, or `sampled` for the approximation of
+    `sim.sampling`, where no engine is given. Raises ConfigError if the model does not fit in the memory or needs a unit
+    that the machine lacks.
     """
     from sim.result import Report
 
@@ -83,7 +119,7 @@ def simulate(
     check_capacity(machine, trace)
     check_tiers(machine, trace)
     check_hints(machine, trace)
-    engine = engine or engine_for(machine)
+    engine = engine or engine_for(machine, fidelity)
     passes = []
     for number, work in enumerate(trace.passes):
         if progress:
@@ -91,4 +127,11 @@ def simulate(
         passes.append(filled(work, engine.run(work), engine.run))
     if progress:
         progress("done", len(trace.passes), len(trace.passes))
-    return Report(machine, workload, tuple(passes), wall_s=time.perf_counter() - began, hints=trace.hints)
+    return Report(
+        machine,
+        workload,
+        tuple(passes),
+        wall_s=time.perf_counter() - began,
+        hints=trace.hints,
+        fidelity=engine.fidelity,
+    )

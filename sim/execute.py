@@ -32,18 +32,20 @@ def execute(linked: Linked, memory: Memory, steady: bool = True) -> Schedule:
     """
     program = linked.program
     tasks = program.unit.shape[0]
-    result = Result(*(np.full(tasks, -1, np.int64) for _ in range(3)))
     classes = program.seg_ptr.shape[0]
     key = (memory.content, steady)
     t, known = _LAST.pop(key, (None, None))
     if t is None:
         t = compile_memory(memory, steady=steady)
-    state = new_state(t, classes, linked.ring, jobs=max(linked.pim_ring, 1), known=known)
     period = memory.period
     num, den = period.numerator, period.denominator
-    done = run(program, result, t, state, num, den)
-    if done < 0:
-        raise RuntimeError(f"{linked.ring} segments a channel are too few for the transfers under way")
+    ring, done = linked.ring, -1
+    while done < 0:
+        result = Result(*(np.full(tasks, -1, np.int64) for _ in range(3)))
+        state = new_state(t, classes, ring, jobs=max(linked.pim_ring, 1), known=known)
+        done = run(program, result, t, state, num, den)
+        # Too many others, of few bursts, overtook one segment; its place is free only when all of it is served.
+        ring *= 4
     if done < tasks:
         stuck = int(np.flatnonzero(result.finish < 0)[0])
         raise RuntimeError(f"only {done} of {tasks} tasks could run; task {stuck} waits for one that never ends")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from sim.errors import not_among
 
@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """Where a kind's schema and engine are, as module:name, and the module that accounts for its energy."""
+    """Where a kind's schema and engine are, as module:name, the module that accounts for its energy, and whether its
+    engine knows `sampled` fidelity. The others simulate equal layers once in any case.
+    """
 
     schema: str
     engine: str
     energy: str = "sim.energy"
+    samples: bool = False
 
 
 KINDS = {
-    "npu": Kind("sim.hardware:Hardware", "sim.engine:Engine"),
+    "npu": Kind("sim.hardware:Hardware", "sim.engine:Engine", samples=True),
     "gpu": Kind("sim.gpu.schema:Gpu", "sim.gpu.engine:GpuEngine", "sim.gpu.energy"),
     "stream": Kind("sim.spatial.machine:StreamMachine", "sim.spatial.engine:StreamEngine"),
     "roofline": Kind("sim.roofline_machine:RooflineMachine", "sim.roofline_machine:RooflineEngine"),
@@ -36,9 +39,19 @@ KINDS = {
 
 DEFAULT = next(iter(KINDS))
 
+EXACT: Final = "exact"
+SAMPLED: Final = "sampled"
+FIDELITIES: Final = (EXACT, SAMPLED)
+"""All layers and channels, or the approximation of `sim.sampling`."""
+
 
 class PassRunner(Protocol):
     """An engine: what a kind of machine must be able to do."""
+
+    @property
+    def fidelity(self) -> str:
+        """Which of FIDELITIES its results are."""
+        ...
 
     def run(self, work: Pass) -> PassResult:
         """Simulate one pass. Raises ConfigError for what the machine has no unit for."""
@@ -50,9 +63,11 @@ def schema_of(kind: str) -> type[Machine]:
     return cast("type[Machine]", _load(KINDS[kind].schema))
 
 
-def engine_for(machine: Machine) -> PassRunner:
-    """A fresh engine for `machine`."""
-    return cast("PassRunner", _load(KINDS[machine.kind].engine)(machine))
+def engine_for(machine: Machine, fidelity: str = EXACT) -> PassRunner:
+    """A fresh engine for `machine`, of one of FIDELITIES where its kind has a choice."""
+    kind = KINDS[machine.kind]
+    choice = {"sampled": fidelity == SAMPLED} if kind.samples else {}
+    return cast("PassRunner", _load(kind.engine)(machine, **choice))
 
 
 def account_of(machine: Machine) -> Any:

@@ -1,7 +1,8 @@
 """Chooses tile shapes, loop orders and attention steps: ranks the candidates roughly, then keeps the one that simulates
 fastest.
 
-Each candidate is simulated alone, with the machine's real memory; equal operators are searched once.
+Each candidate is simulated alone, with the machine's real memory; equal operators are searched once. `ranked_only`, a
+part of the opt-in approximation of `sim.sampling`, takes the first of the ranking that fits.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from typing import TypeVar
 
 from sim.config import ConfigError
 from sim.execute import execute
 from sim.hardware import Hardware
 from sim.lower import align_bytes, scratchpad_bytes, units, write_units
-from sim.lower.attention import Job, KeyPlace, Split, lower_flash
+from sim.lower.attention import Job, KeyPlace, Split, loads_and_steps, lower_flash
 from sim.lower.attention import Places as AttentionPlaces
 from sim.lower.attention import candidates as split_candidates
 from sim.lower.builder import Builder, Space, Template
@@ -33,14 +35,18 @@ NEAR = Fraction(102, 100)
 TIE = Fraction(1005, 1000)
 """Simulated times this close are a tie; less DRAM traffic wins it, then fewer tasks."""
 
+ROUNDS = 3
+"""Times that the tiles of a product go around the scratchpad before they are taken to fit for good."""
+
 Choice = TypeVar("Choice", Tiling, Split)
 
 
 class SimulatedMapper:
     """Searches for one machine and remembers what it found."""
 
-    def __init__(self, machine: Hardware) -> None:
+    def __init__(self, machine: Hardware, ranked_only: bool = False) -> None:
         self.machine = machine
+        self.ranked_only = ranked_only
         self.scratchpad = scratchpad_bytes(machine, machine.cores == 1 and machine.scratchpad.activation_share > 0)
         self.align = align_bytes(machine)
         self._tilings: dict[Product, Tiling] = {}
@@ -69,18 +75,27 @@ class SimulatedMapper:
         machine = self.machine
 
         costs = TileCosts(machine, product)
-        found = [
-            (
-                estimate_ps(machine, product, tiling, costs),
-                traffic_bytes(product, tiling),
-                steps(product, tiling),
-                tiling,
-            )
-            for tiling in candidates(machine, product, self.scratchpad)
-        ]
+        found = []
+        for tiling in candidates(machine, product, self.scratchpad):
+            traffic = traffic_bytes(product, tiling)
+            found.append((estimate_ps(product, tiling, costs, traffic), traffic, steps(product, tiling), tiling))
         limit = NEAR * min((item[0] for item in found), default=0)
         found.sort(key=lambda item: ((0, *item[1:3]) if item[0] <= limit else (1, *item[:2]), item[0], str(item[3])))
-        return self._fastest((item[3] for item in found[:SIMULATED]), lambda t: self._product_template(product, t))
+        ranked = (item[3] for item in found)
+        if self.ranked_only:
+            return next((tiling for tiling in ranked if self._fits(product, tiling)), None)
+        return self._fastest(islice(ranked, SIMULATED), lambda t: self._product_template(product, t))
+
+    def _fits(self, product: Product, tiling: Tiling) -> bool:
+        """Whether the tiles find room between each other, tried on a few rounds through the scratchpad."""
+        step = max(int(tiling.n * product.k * product.size.right), 1)
+        columns = tiling.n * max(8, ROUNDS * self.scratchpad // step)
+        few = replace(product, groups=product.groups[:2], n=min(product.n, columns), epilogues=())
+        try:
+            self._product_template(few, tiling)
+        except MemoryError:
+            return False
+        return True
 
     def _product_template(self, product: Product, tiling: Tiling) -> Template:
         b = Builder(self.machine, self.scratchpad, self.align)
@@ -103,8 +118,11 @@ class SimulatedMapper:
         # Requests alike repeat the same steps: a few of them are enough to tell which steps are best.
         few = tuple(replace(span, count=min(span.count, 2)) for span in _spread(job.attrs.requests))
         shorter = replace(job, attrs=replace(job.attrs, requests=few))
-        choices = split_candidates(self.machine, job, self.scratchpad)
-        return self._fastest(choices, lambda split: self._split_template(shorter, split))
+        choices: Iterable[Split] = split_candidates(self.machine, job, self.scratchpad)
+        ranked_only = self.ranked_only and all(span.query == 1 for span in job.attrs.requests)
+        if ranked_only:  # with more queries steps overlap in ways that no ranking foresees
+            choices = sorted(choices, key=lambda split: loads_and_steps(job, split))
+        return self._fastest(choices, lambda split: self._split_template(shorter, split), ranked_only)
 
     def _split_template(self, job: Job, split: Split) -> Template:
         b = Builder(self.machine, self.scratchpad, self.align)
@@ -121,14 +139,21 @@ class SimulatedMapper:
         )  # fmt: skip
         return b.finish(b.sync(lower_flash(b, job, split, places)))
 
-    def _fastest(self, choices: Iterable[Choice], template: Callable[[Choice], Template]) -> Choice | None:
-        """The choice whose template simulates fastest; ties go to less DRAM traffic, then to fewer tasks."""
+    def _fastest(
+        self, choices: Iterable[Choice], template: Callable[[Choice], Template], first: bool = False
+    ) -> Choice | None:
+        """The choice whose template simulates fastest; ties go to less DRAM traffic, then to fewer tasks.
+
+        `first`: the first that fits, unsimulated.
+        """
         results: list[tuple[int, int, int, Choice]] = []
         for choice in choices:
             try:
                 lowered = template(choice)
             except MemoryError:
                 continue
+            if first:
+                return choice
             results.append((self._time(lowered), sum(lowered.moved), len(lowered.unit), choice))
         if not results:
             return None

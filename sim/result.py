@@ -24,7 +24,7 @@ from sim.energy import total_counts
 from sim.energy_row import COMPONENTS, EnergyRow
 from sim.hints import mac_energy, told
 from sim.joins import busy_ps, merge, work_by_operator
-from sim.kinds import account_of
+from sim.kinds import EXACT, account_of
 from sim.output import result_folder
 from sim.passes import PassResult
 from sim.report_tables import PS, Columns, Roofs, operator_columns, unit_names
@@ -51,6 +51,7 @@ class Report:
     passes: tuple[PassResult, ...]
     wall_s: float = 0.0
     hints: tuple[Hint, ...] = ()
+    fidelity: str = EXACT
 
     @cached_property
     def info(self) -> RunInfo:
@@ -141,6 +142,7 @@ class Report:
             "cost_breakdown_usd": cost,
             "energy_table": self.machine.energy.table,
             "technology": self.machine.technology,
+            "fidelity": self.fidelity,
             "provenance": dict(self.info.provenance),
             "wall_s": self.wall_s,
         }

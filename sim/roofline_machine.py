@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from sim.errors import ConfigError
+from sim.kinds import EXACT
 from sim.links import Links
 from sim.links.device import device_cost
 from sim.machine import Chip, Machine, Positive
@@ -71,6 +72,8 @@ class RooflineMachine(Machine):
 class RooflineEngine:
     """Runs passes on one such machine."""
 
+    fidelity = EXACT
+
     def __init__(self, machine: RooflineMachine) -> None:
         self.machine = machine
 
@@ -81,9 +84,7 @@ class RooflineEngine:
         times: list[tuple[int, int]] = []
         now = 0
         for block in work.blocks:
-            layer = [
-                (_row(op, block.name, 0, work), self._tasks(op, f"{block.name}.{op.name}")) for op in block.ops
-            ]
+            layer = [(_row(op, block.name, 0, work), self._tasks(op, f"{block.name}.{op.name}")) for op in block.ops]
             for number in range(block.repeat):
                 for row, units in layer:
                     for task, length in units:

@@ -272,3 +272,11 @@ def test_a_model_that_does_not_fit_is_refused_with_its_size():
     check_capacity(small, trace(rows // 2))
     with pytest.raises(ConfigError, match=r"needs 8\.0 GiB of weights.* and 16\.0 GiB of activ.*holds 16"):
         check_capacity(small, trace(rows))
+
+
+def test_a_segment_that_many_small_ones_overtake() -> None:
+    """Four cores write single bursts while a read waits for its row: more segments are under way than is usual."""
+    work = decode_passes(Builder(model(layers=9)), [100] * 3)[0]
+    result = Engine(machine("four_cores")).run(work)
+    assert (result.schedule.finish_ps >= result.schedule.start_ps).all()
+    assert (result.schedule.start_ps >= 0).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import sqrt
+from math import prod
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from sim.errors import ConfigError
 from sim.kinds import load_hardware
 from sim.links import Links, ring_cost
 from sim.links.collectives import KINDS, collective, plans
-from sim.links.topology import exchange_load, neighbour_load
+from sim.links.topology import _grid, exchange_load, neighbour_load
 from workloads.trace import CollectiveAttrs
 
 
@@ -22,23 +22,30 @@ def links(**keys: Any) -> Links:
     return Links.model_validate({"topology": "ring", "bandwidth": "100 GB/s", "latency": "1 us", **keys})
 
 
-def time_s(bulk: float, steps: float) -> float:
-    return bulk + steps + 2 * sqrt(bulk * steps)
-
-
 def test_a_ring_by_hand() -> None:
     # 4 devices, 400 kB: parts of 100 kB go round 6 times, 6 us of bandwidth and 6 us of latency.
     found = collective(links(algorithms=["ring"]), "all_reduce", 400_000, 4)
     assert found.sent_bytes == 600_000
-    assert found.time_s == pytest.approx(time_s(6e-6, 6e-6))
+    assert found.time_s == pytest.approx(12e-6)
     assert found.algorithm == "ring"
 
 
-def test_the_time_is_the_best_over_all_numbers_of_pieces() -> None:
-    bulk, step, steps = 40e-6, 1e-6, 6
-    pieces = min((k + steps) * (step + bulk / k) for k in range(1, 200))
-    # The closed form leaves the number of pieces whole and the first piece's own step out.
-    assert time_s(bulk, steps * step) == pytest.approx(pieces, rel=0.03)
+def test_the_first_piece_is_waited_for() -> None:
+    cut = {"start": "5 us", "step": "1 us", "efficiency": 0.5, "pieces": 4, "piece": "100 kB"}
+    both = links(protocols={"Simple": cut}, algorithms=["ring"])
+    # 800 kB go out at 50 GB/s: 16 us, in 4 pieces and one more for each 100 kB; two steps.
+    found = collective(both, "all_reduce", 800_000, 2)
+    assert found.time_s == pytest.approx(5e-6 + 2e-6 + 16e-6 * (1 + 1 / 12))
+    # Sending and receiving are independent: one step, and no pipeline to fill.
+    assert collective(both, "send_recv", 800_000, 2).time_s == pytest.approx(5e-6 + 1e-6 + 16e-6)
+
+
+def test_a_plain_ring_is_the_exact_one() -> None:
+    plain = links(algorithms=["ring"])
+    for kind in ("all_reduce", "all_gather", "reduce_scatter", "send_recv"):
+        exact = ring_cost(CollectiveAttrs(kind, 2520, 5))
+        want = float(exact.bytes) / plain.bandwidth + exact.steps * 1e-6
+        assert collective(plain, kind, 2520, 5).time_s == pytest.approx(want), kind
 
 
 @pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "reduce_scatter"])
@@ -50,11 +57,16 @@ def test_ring_plans_send_what_the_ring_algorithms_send(kind: str, n: int) -> Non
 
 
 def test_bytes_touched_bound_where_copies_are_slow() -> None:
-    slow = links(topology="switch", copy_rate="100 GB/s", algorithms=["ring"])
+    copies = {"rate": "10 GB/s", "rings": 10, "pairs": 20}
+    slow = links(topology="switch", copies=copies, algorithms=["ring"])
     assert collective(slow, "all_reduce", 10**9, 2).bound == "copy"
     # Two devices: an all-reduce touches 4 bytes a byte, an all-gather 5, a reduce-scatter 2.5.
     times = [collective(slow, kind, 10**9, 2).time_s for kind in ("all_reduce", "all_gather", "reduce_scatter")]
     assert times == pytest.approx([0.04, 0.05, 0.025], rel=0.03)
+    # Stores at half of the cost: two loads and two stores, two and three; pairs have twice the thread blocks.
+    posted = links(topology="switch", copies={**copies, "store": 0.5}, algorithms=["ring"])
+    times = [collective(posted, kind, 10**9, 2).time_s for kind in ("all_reduce", "all_gather", "all_to_all")]
+    assert times == pytest.approx([0.03, 0.035, 0.01125], rel=0.01)
 
 
 def test_the_fastest_protocol_is_taken() -> None:
@@ -94,6 +106,25 @@ def test_a_torus_has_shorter_ways_than_a_mesh() -> None:
     assert exchange_load(mesh, 16).sharing > exchange_load(torus, 16).sharing
 
 
+@pytest.mark.parametrize(("topology", "shape"), [("mesh", [5]), ("torus", [5]), ("torus", [4]), ("torus", [3, 3])])
+def test_closed_forms_are_what_routing_finds(topology: str, shape: list[int]) -> None:
+    closed = links(topology=topology, shape=shape)
+    routed = links(topology="graph", edges=_grid(shape, topology == "torus"))
+    n = prod(shape)
+    # Routing takes one way of two equally long ones, and no more than twice the flows of an even share.
+    found, even = exchange_load(routed, n), exchange_load(closed, n)
+    assert found.hops == even.hops
+    assert even.sharing <= found.sharing <= (2 if shape == [4] else 1) * even.sharing
+    assert neighbour_load(closed, n) == neighbour_load(routed, n)
+
+
+def test_a_square_by_hand() -> None:
+    # Along its first dimension each device sends to one neighbour for itself and for the other corner: two of three.
+    assert exchange_load(links(topology="mesh", shape=[2, 2]), 4) == (2 / 3, 2)
+    # The middle of 64 lines of 64 is crossed by 32 x 32 pairs of each line, times 64.
+    assert exchange_load(links(topology="mesh", shape=[64, 64]), 4096).sharing == pytest.approx(64 * 1024 / 4095)
+
+
 def test_a_full_mesh_divides_its_bandwidth() -> None:
     full, switch = links(topology="full", algorithms=["ring"]), links(topology="switch", algorithms=["ring"])
     slow, fast = (collective(each, "all_reduce", 10**10, 8).time_s for each in (full, switch))
@@ -120,7 +151,7 @@ def test_groups_of_groups() -> None:
 
 @given(kind=st.sampled_from(KINDS), n=st.integers(2, 64), small=st.integers(0, 10**9), more=st.integers(1, 10**9))
 def test_more_bytes_take_no_less_time(kind: str, n: int, small: int, more: int) -> None:
-    for each in (links(), links(topology="switch", copy_rate="1 TB/s")):
+    for each in (links(), links(topology="switch", copies={"rate": "50 GB/s", "rings": 20, "pairs": 30})):
         assert collective(each, kind, small, n).time_s <= collective(each, kind, small + more, n).time_s
 
 

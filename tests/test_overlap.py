@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from sim.engine import simulate
 from sim.errors import ConfigError
 from sim.gpu.cost import Cost
 from sim.gpu.engine import LINK, GpuEngine
+from sim.gpu.halves import alternated, halved
 from sim.gpu.overlap import Overlapped, pairs
 from sim.gpu.schema import Gpu
 from sim.kinds import load_hardware
 from sim.links.collectives import Collective
 from sim.passes import PassResult
 from workloads import load_workload
-from workloads.trace import Pass
+from workloads.trace import AttentionAttrs, MatmulAttrs, Pass
 
 RULE = {"overlap.chunks": 4, "overlap.multiprocessors": 16}
 
@@ -121,3 +123,71 @@ def test_a_whole_run_reports_it() -> None:
 def test_refused(rule: dict[str, int], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         gpu(overlap=rule)
+
+
+def test_halves_take_turns_at_collectives() -> None:
+    # 3 of products, 2 of links, 3 of products, 2 of links: the second half's products lie beside the first's links.
+    first, second = alternated([(3, False), (2, True), (3, False), (2, True)])
+    assert first == [0, 3, 6, 9]
+    assert second == [3, 6, 9, 12]
+    # A half keeps the multiprocessors until its collective.
+    first, second = alternated([(1, False), (1, False), (5, True)])
+    assert first == [0, 1, 2]
+    assert second == [2, 3, 7]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=12))
+def test_neither_unit_serves_both_halves_at_once(steps: list[tuple[int, bool]]) -> None:
+    starts = alternated(steps)
+    for half in starts:
+        assert all(b >= a + length for a, b, (length, _) in zip(half, half[1:], steps, strict=False))
+    for linked in (False, True):
+        spans = sorted(
+            (begin, begin + length)
+            for half in starts
+            for begin, (length, of) in zip(half, steps, strict=True)
+            if of is linked and length
+        )
+        assert all(b[0] >= a[1] for a, b in pairwise(spans))
+    whole = sum(length for length, _ in steps)
+    ends = [half[-1] + steps[-1][0] for half in starts]
+    assert whole <= max(ends) <= 2 * whole
+
+
+def requests(batch: int) -> Pass:
+    (work,) = load_workload("llama3-8b-prefill", **{**LARGE, "prompt": 2048, "batch": batch}).trace().passes
+    return work
+
+
+def test_a_half_has_half_of_the_requests_and_all_weights() -> None:
+    layers = next(block for block in requests(5).blocks if block.name == "layers").ops
+    for op in layers:
+        half = halved(op)
+        assert half is not None
+        if isinstance(op.attrs, MatmulAttrs):
+            assert isinstance(half.attrs, MatmulAttrs)
+            assert (half.attrs.m, half.inputs[1]) == (op.attrs.m // 2, op.inputs[1])
+        if isinstance(half.attrs, AttentionAttrs):
+            assert sum(span.count for span in half.attrs.requests) == 3
+
+
+def test_two_halves_hide_collectives_where_there_are_requests_enough() -> None:
+    rule = {"batches": 2, "multiprocessors": 16}
+    many, one = requests(8), requests(1)
+    plain, halves = (GpuEngine(each).run(many) for each in (gpu(), gpu(overlap=rule)))
+    assert halves.schedule.makespan_ps < 0.95 * plain.schedule.makespan_ps
+    assert halves.tasks.link_bytes.sum() == pytest.approx(plain.tasks.link_bytes.sum(), rel=1e-3)
+    assert halves.tasks.macs.sum() == pytest.approx(plain.tasks.macs.sum(), rel=1e-3)
+    assert halves.tasks.dram_read_bytes.sum() > plain.tasks.dram_read_bytes.sum()
+    assert any(op.decisions.get("overlap") == "two halves of the requests" for op in halves.ops)
+    # A single request cannot be halved.
+    alone = [GpuEngine(each).run(one).schedule.makespan_ps for each in (gpu(), gpu(overlap=rule))]
+    assert alone[0] == alone[1]
+
+
+def test_a_rule_is_one_of_the_two() -> None:
+    for rule in ({"multiprocessors": 16}, {"chunks": 2, "batches": 2, "multiprocessors": 16}):
+        with pytest.raises(ConfigError, match="overlap needs one of chunks and batches"):
+            gpu(overlap=rule)
+    with pytest.raises(ConfigError, match=r"overlap\.batches"):
+        gpu(overlap={"batches": 3, "multiprocessors": 16})

@@ -13,7 +13,7 @@ import pytest
 from sim.errors import ConfigError
 from sim.kinds import load_hardware
 from sim.operators.measure import Operators
-from sim.operators.request import make_request
+from sim.operators.request import SIZES, make_request
 from sim.validation.points import Point, by_kind, statistics
 from sim.validation.sets import SETS
 from tests.conftest import Outcome
@@ -91,7 +91,7 @@ def test_collectives_come_in_columns_of_their_own(opcycle: Run, tmp_path: Path) 
     table.write_text("op,gpus,bytes\nall_reduce,2,1048576\n", encoding="utf-8")
     opcycle("unit", "operator", "h200", "--from", table, "-o", out)
     (row,) = csv.DictReader(out.read_text().splitlines())
-    assert float(row["model_time_s"]) == pytest.approx(29e-6)
+    assert float(row["model_time_s"]) == pytest.approx(26.1e-6)
 
 
 def test_whole_numbers_may_be_written_as_programs_do() -> None:
@@ -166,7 +166,8 @@ def test_the_h200_stays_within_its_bars() -> None:
 
 def test_what_was_not_fitted_is_met_too() -> None:
     times = errors("h200-further")
-    assert times["all"] < 0.10
+    assert times["all"] < 0.07
+    assert max(times.values()) < 0.15
     assert times["layer"] < 0.05
     assert errors("h200-further", "power")["all"] < 0.13
 
@@ -174,10 +175,10 @@ def test_what_was_not_fitted_is_met_too() -> None:
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [
-        ("a100-operators", {"gemm": 0.05, "softmax": 0.09, "layernorm": 0.09, "gelu": 0.09}),
+        ("a100-operators-held", {"gemm": 0.05, "softmax": 0.09, "layernorm": 0.09, "gelu": 0.09}),
         ("a100-gpt3-layer", {"layer": 0.04}),
         ("a100-allreduce", {"all_reduce": 0.05}),
-        ("mi210-operators", {"all": 0.10}),
+        ("mi210-operators-held", {"all": 0.10}),
         ("h200-collectives", {"all": 0.12}),
         ("h200-collectives-graph", {"all": 0.08}),
     ],
@@ -205,3 +206,42 @@ def test_statistics_by_hand() -> None:
     found = statistics("a", "time", points)
     assert (found.rows, found.mean, found.median, found.p95, found.bias) == pytest.approx((4, 0.15, 0.15, 0.3, 0.05))
     assert [p.name for p in found.worst] == ["2", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "number_format", "macs"),
+    [
+        ("h200", "fp32", 132 * 128 * 1.98e9),  # CUDA cores
+        ("h200", "tf32", 132 * 1024 * 1.98e9),
+        ("a100-80g", "fp32", 108 * 64 * 1.41e9),
+        ("a100-80g", "int4", 108 * 4096 * 1.41e9),
+        ("rtx4090", "fp8", 128 * 512 * 2.52e9),
+        ("mi210", "fp32", 104 * 128 * 1.7e9),  # matrix units
+    ],
+)
+def test_a_large_product_reaches_most_of_the_data_sheet(machine: str, number_format: str, macs: float) -> None:
+    request = make_request("gemm", {"M": 8192, "N": 8192, "K": 8192, "dtype": number_format})
+    rate = 8192**3 / Operators(load_hardware(machine)).measure(request)["time_s"]
+    assert 0.5 * macs < rate < macs
+
+
+@pytest.mark.parametrize("machine", ["h100-sxm", "a100-80g", "mi210", "gaudi2", "rtx4090", "jetson-orin"])
+def test_every_part_runs_every_kind(machine: str) -> None:
+    operators = Operators(load_hardware(machine))
+    sizes: dict[str, Any] = {"B": 2, "Hq": 8, "Hkv": 2, "Lq": 1, "Lk": 300, "D": 128, "M": 48, "N": 512, "K": 512}
+    sizes |= {"R": 33, "C": 700}
+    sizes |= {"model": "llama3_8b", "ctx": 100, "bytes": 10**6, "gpus": 2}
+    for kind, keys in SIZES.items():
+        request = make_request(kind, {key: sizes[key] for key in keys} | {"dtype": "fp16"})
+        if kind == "gemm_2:4" and machine in ("mi210", "gaudi2"):
+            with pytest.raises(ConfigError, match="no unit for 2:4 weights"):
+                operators.measure(request)
+            continue
+        answer = operators.measure(request)
+        assert 0 < answer["time_s"] < 0.1, kind
+        assert 0 < answer["power_w"] < 1000, kind
+
+
+def test_units_for_sparse_weights_do_not_take_fp32() -> None:
+    with pytest.raises(ConfigError, match="h200 multiplies fp32 outside of the units for 2:4 weights"):
+        Operators(load_hardware("h200")).measure(make_request("gemm_2:4", {"M": 8, "N": 64, "K": 64, "dtype": "fp32"}))

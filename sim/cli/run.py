@@ -11,6 +11,7 @@ import typer
 from sim.cli.printing import binary_size, engineering, print_json, print_table, progress, say, say_if_kernels_are_new
 from sim.cli.settings import place
 from sim.errors import ConfigError, not_among
+from sim.kinds import EXACT, FIDELITIES, SAMPLED
 
 if TYPE_CHECKING:
     from sim.result import Report
@@ -33,6 +34,9 @@ def simulate(
     ] = None,
     set_: Set = None,
     html: Annotated[bool, typer.Option("--html", help="Add a page, DIR/report.html, that holds everything.")] = False,
+    fidelity: Annotated[
+        str, typer.Option(help="exact, or sampled: layers and channels that are alike stand for each other.")
+    ] = EXACT,
     json: Json = False,
 ) -> None:
     """Simulate a workload on a machine."""
@@ -43,6 +47,8 @@ def simulate(
     from sim.output import check_target
     from workloads import load_workload
 
+    if fidelity not in FIDELITIES:
+        raise ConfigError(not_among("--fidelity", fidelity, FIDELITIES))
     overrides = settings(set_ or [], ("hw", "workload"))
     if html and output is None:
         raise ConfigError("--html writes a page into the folder of -o, but there is no -o")
@@ -67,7 +73,7 @@ def simulate(
                 say_if_kernels_are_new("machine.run")
             show(what, done, total)
 
-        report = run(machine, work, progress=step)
+        report = run(machine, work, progress=step, fidelity=fidelity)
     if target is not None:
         report.write(target, page=html)
     if json:
@@ -241,7 +247,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
         ("busiest unit", f"{most} {summary['utilization'][most]:.0%}" if most else "-"),
         ("utilization", ", ".join(f"{unit} {share:.1%}" for unit, share in busy)),
         ("area and cost", _silicon(summary)),
-        ("simulated in", f"{summary['wall_s']:.2f} s"),
+        ("simulated in", f"{summary['wall_s']:.2f} s{', sampled' if summary['fidelity'] == SAMPLED else ''}"),
     ]
     rows = [row for row in rows if row[1] != "-"]
     print_table(f"{summary['workload']} on {summary['hardware']}", ["", "value"], rows)

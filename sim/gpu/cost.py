@@ -21,7 +21,7 @@ class Cost:
     core_cycles: clocks in which the busiest multiprocessor computes, fetches from L2 and issues, whichever is longest;
         `core` names it. memory_s: seconds of DRAM. fixed_cycles, fixed_s: what nothing overlaps (launch, first data,
         last block). overlap: exponent of the norm that joins compute and memory.
-    macs: executed multiply-accumulates with padding. `decisions`: what the library chose.
+    macs: multiply-accumulates that switch, without the zeros of padding. `decisions`: what the library chose.
     """
 
     core_cycles: float = 0.0
@@ -87,11 +87,13 @@ def chain(costs: Sequence[Cost]) -> Cost:
 
 
 def launched(gpu: Gpu, cost: Cost, kind: str, mode: str) -> Cost:
-    """`cost` with the launch of each of its kernels: from within a launch graph, or one by one from the host.
+    """`cost` with the launch of each of its kernels: `graph`, within a launch graph of this operator alone; `chain`,
+    in a graph of different ones; `separate`, from the host.
 
-    A host that launches kernels one by one does so beside the part while one is at work; the first waits for it.
+    A kernel after a different one finds neither its instructions nor its division of L1 in place. A host that launches
+    kernels one by one does so beside the part while one is at work; the first waits for it.
     """
-    node = gpu.launch.graph * 1e-12
+    node = (gpu.launch.graph + (gpu.launch.change if mode == "chain" else 0)) * 1e-12
     parts = [replace(part, fixed_s=part.fixed_s + node) for part in cost.kernels()]
     if mode == "separate":
         host = gpu.launch.host.get(kind, gpu.launch.host.get("other", 0)) * 1e-12

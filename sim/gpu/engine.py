@@ -6,8 +6,9 @@ repetition, since power is limited on average over many kernels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +16,12 @@ import numpy as np
 from sim.capacity import without_tier
 from sim.errors import ConfigError
 from sim.gpu.cost import Cost, chain, launched
+from sim.gpu.halves import alternated, halved
 from sim.gpu.lower import lower
-from sim.gpu.overlap import Overlapped, overlapped, pairs
+from sim.gpu.overlap import Overlapped, left_over, overlapped, pairs, shared
 from sim.gpu.power import Running, counted, sustained
 from sim.gpu.schema import Gpu
+from sim.kinds import EXACT
 from sim.links.collectives import collective
 from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow
 from sim.sparse.plain import plain_row
@@ -42,8 +45,16 @@ class _Step(NamedTuple):
     leads: bool = False
 
 
+_Placed = tuple[Block, int, Op, _Step]
+"""A step with its block, layer and operator."""
+_Table = tuple[int, list[dict[str, int]]]
+"""Length in ps, and tasks with times from the operator's start."""
+
+
 class GpuEngine:
     """One GPU and the passes that it ran."""
+
+    fidelity = EXACT
 
     def __init__(self, machine: Gpu) -> None:
         self.machine = machine
@@ -61,8 +72,51 @@ class GpuEngine:
         )  # fmt: skip
 
     def _simulate(self, work: Pass) -> PassResult:
+        rule = self.machine.overlap
+        whole = self._in_turn(work)
+        if rule is None or rule.batches is None:
+            return whole
+        halves = self._halves(work, rule.multiprocessors)
+        return halves if halves and halves.schedule.makespan_ps < whole.schedule.makespan_ps else whole
+
+    def _halves(self, work: Pass, held: int) -> PassResult | None:
+        """The pass with its requests in two halves, one of which computes while the other communicates; None where it
+        has no collective, or work that cannot be halved.
+        """
+        gpu = left_over(self.machine, held)
+        steps: dict[int, _Step] = {}
+        linked_s = computed_s = 0.0
+        for block in work.blocks:
+            for op in block.ops:
+                half = halved(op)
+                if half is None:
+                    return None
+                step = steps[id(op)] = _step(gpu, half)
+                linked_s += block.repeat * step.link_ps / PS_PER_S
+                computed_s += (
+                    block.repeat * step.cost.time_s(float(gpu.clock.maximum)) if step.cost is not None else 0.0
+                )
+        if not linked_s:
+            return None
+        beside = min(1.0, linked_s / computed_s) if computed_s else 0.0
+        for key, step in steps.items():
+            cost = shared(gpu, step.cost, beside) if step.cost is not None else None
+            steps[key] = step._replace(cost=cost, decisions=step.decisions | {"overlap": "two halves of the requests"})
+        order = [
+            (block, layer, op, steps[id(op)])
+            for block in work.blocks
+            for layer in range(block.repeat)
+            for op in block.ops
+        ]
+        costs = [step.cost for *_, step in order if step.cost is not None]
+        running = sustained(self.machine, counted([*costs, *costs]))
+        tables = {id(step): _tasks(step, running) for step in steps.values()}
+        lengths = [(tables[id(step)][0], step.cost is None and step.link_ps > 0) for *_, step in order]
+        return self._result(work, order, running, tables, alternated(lengths))
+
+    def _in_turn(self, work: Pass) -> PassResult:
         gpu = self.machine
-        steps = {id(op): self._step(op) for block in work.blocks for op in block.ops}
+        steps = {id(op): _step(gpu, op) for block in work.blocks for op in block.ops}
         placed = {id(block): self._placed(block.ops, steps) for block in work.blocks}
         order = [
             (block, layer, op, step)
@@ -71,20 +125,29 @@ class GpuEngine:
             for op, step in zip(block.ops, placed[id(block)], strict=True)
         ]
         running = sustained(gpu, counted(step.cost for *_, step in order if step.cost is not None))
-        columns: dict[str, list[int]] = {name: [] for name in (*_WORK, "unit", "op", "start", "end")}
-        ops: list[OpRow] = []
-        now = read = written = 0
         tables = {id(step): _tasks(step, running) for some in placed.values() for step in some}
-        for number, (block, layer, op, step) in enumerate(order):
+        ends = accumulate(tables[id(step)][0] for *_, step in order)
+        return self._result(work, order, running, tables, ([0, *ends][: len(order)],))
+
+    def _result(
+        self, work: Pass, order: Sequence[_Placed], running: Running, tables: Mapping[int, _Table],
+        starts: Sequence[Sequence[int]],
+    ) -> PassResult:  # fmt: skip
+        """The result of operators that begin at `starts`, once for each part of the pass that goes through them."""
+        gpu = self.machine
+        columns: dict[str, list[int]] = {name: [] for name in (*_WORK, "unit", "op", "start", "end")}
+        read = written = now = 0
+        for number, (*_, step) in enumerate(order):
             length, tasks = tables[id(step)]
-            for task in tasks:
-                for name, value in task.items():
-                    columns[name].append(value + now if name in ("start", "end") else value)
-                columns["op"].append(number)
-            now += length
-            for part in step.cost.kernels() if step.cost is not None else ():
-                read, written = read + part.dram_read_bytes, written + part.dram_write_bytes
-            ops.append(_row(op, block, layer, work, step, running))
+            for begin in (some[number] for some in starts):
+                for task in tasks:
+                    for name, value in task.items():
+                        columns[name].append(value + begin if name in ("start", "end") else value)
+                    columns["op"].append(number)
+                now = max(now, begin + length)
+                for part in step.cost.kernels() if step.cost is not None else ():
+                    read, written = read + part.dram_read_bytes, written + part.dram_write_bytes
+        ops = [_row(op, block, layer, work, step, running) for block, layer, op, step in order]
         table = {name: np.array(values, np.int64) for name, values in columns.items()}
         busy = int((read + written) * PS_PER_S / gpu.peak_bytes_per_s)
         burst = gpu.dram.burst_bytes
@@ -129,29 +192,30 @@ class GpuEngine:
             )  # fmt: skip
         return steps
 
-    def _step(self, op: Op) -> _Step:
-        gpu = self.machine
-        attrs = op.attrs
-        if isinstance(attrs, CollectiveAttrs):
-            if attrs.group == 1:
-                return _Step(None, 0, 0, {})
-            if gpu.links is None:
-                raise ConfigError(f"{gpu.name} has no links to other devices, which {op.name} needs", key="links")
-            found = collective(gpu.links, attrs.algorithm_kind, attrs.bytes, attrs.group)
-            told = {"collective": f"{attrs.algorithm_kind} over {attrs.group}", "algorithm": found.algorithm,
-                    "protocol": found.protocol}  # fmt: skip
-            return _Step(None, round(found.time_s * PS_PER_S), round(found.sent_bytes), told)
-        if isinstance(attrs, TransferAttrs):
-            inward = attrs.target_tier == "device"
-            name = attrs.source_tier if inward else attrs.target_tier
-            if name not in gpu.tiers:
-                raise ConfigError(f"operator {op.name} needs tier {name!r}, but {without_tier(gpu)}", key="tiers")
-            told = {"link": name, "direction": "read" if inward else "write"}
-            return _Step(None, gpu.tier_data[name].transfer_ps(attrs.bytes, inward), attrs.bytes, told)
-        cost = lower(gpu, op)
-        if cost is None:
+
+def _step(gpu: Gpu, op: Op) -> _Step:
+    """One operator costed. Raises ConfigError."""
+    attrs = op.attrs
+    if isinstance(attrs, CollectiveAttrs):
+        if attrs.group == 1:
             return _Step(None, 0, 0, {})
-        return _Step(launched(gpu, cost, str(op.kind), "graph"), 0, 0, cost.kernels()[0].decisions)
+        if gpu.links is None:
+            raise ConfigError(f"{gpu.name} has no links to other devices, which {op.name} needs", key="links")
+        found = collective(gpu.links, attrs.algorithm_kind, attrs.bytes, attrs.group)
+        told = {"collective": f"{attrs.algorithm_kind} over {attrs.group}", "algorithm": found.algorithm,
+                "protocol": found.protocol}  # fmt: skip
+        return _Step(None, round(found.time_s * PS_PER_S), round(found.sent_bytes), told)
+    if isinstance(attrs, TransferAttrs):
+        inward = attrs.target_tier == "device"
+        name = attrs.source_tier if inward else attrs.target_tier
+        if name not in gpu.tiers:
+            raise ConfigError(f"operator {op.name} needs tier {name!r}, but {without_tier(gpu)}", key="tiers")
+        told = {"link": name, "direction": "read" if inward else "write"}
+        return _Step(None, gpu.tier_data[name].transfer_ps(attrs.bytes, inward), attrs.bytes, told)
+    cost = lower(gpu, op)
+    if cost is None:
+        return _Step(None, 0, 0, {})
+    return _Step(launched(gpu, cost, str(op.kind), "chain"), 0, 0, cost.kernels()[0].decisions)
 
 
 _WORK = (

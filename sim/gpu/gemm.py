@@ -102,7 +102,8 @@ def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
     # Thread blocks of a cluster load the longer edge's operand once.
     l2_step = (np.maximum(tiles.m, tiles.n) / kernels.share + np.minimum(tiles.m, tiles.n)) * step * size
     l2 = l2_step * busy / gpu.l2.bytes_per_clock
-    core = np.maximum(np.maximum(mma, shared), l2)
+    waited = kernels.wait * 1e-12 * float(gpu.clock.maximum)
+    core = np.maximum(np.maximum(np.maximum(mma, shared), l2), waited)
     cycles = per_sm * (steps * core + fitted.tile)
     if kernels.stream_k:
         # The tiles of a last wave that would leave multiprocessors idle are cut along k, at the price of one more
@@ -123,7 +124,10 @@ def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
         2 * sums / (gpu.l2.bytes_per_clock * clock) + (gpu.launch.graph + gpu.sustained.latency) * 1e-12, 0.0,
     )  # fmt: skip
     compute_s = cycles / clock
-    # The library stacks instructions along a dimension only if that fills one.
+    # Some libraries split few tiles only, and all stack instructions along a dimension only if that fills one.
+    if kernels.split_below is not None:
+        enough = m_tiles * n_tiles * product.batch >= kernels.split_below * sms
+        compute_s = np.where((tiles.split > 1) & enough, np.inf, compute_s)
     stacked = np.where(tiles.along_m, product.m, product.n)
     compute_s = np.where(stacked < min(kernels.issue, max(product.m, product.n)), np.inf, compute_s)
     high, low = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
@@ -131,9 +135,8 @@ def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
     i = int(np.argmin(total))
     tile = (int(tiles.m[i]), int(tiles.n[i]))
     split = int(tiles.split[i])
-    names = ("tensor", "shared memory", "L2")
-    core_name = names[int(np.argmax([mma[i], shared[i], l2[i]]))]
-    executed = int(count[i] * steps[i] * step * tiles.m[i] * tiles.n[i])
+    names = ("tensor", "shared memory", "L2", "latency")
+    core_name = names[int(np.argmax([mma[i], shared[i], l2[i], waited]))]
     main = Cost(
         core_cycles=float(cycles[i]),
         memory_s=float(memory_s[i]),
@@ -141,7 +144,7 @@ def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
         overlap=fitted.overlap,
         core=core_name,
         format=product.format,
-        macs=min(executed, _least(product, tile)),
+        macs=_macs(product),
         l2_bytes=int(count[i] * steps[i] * l2_step[i] + written),
         dram_read_bytes=int(read[i]),
         dram_write_bytes=int(written),
@@ -161,10 +164,9 @@ def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
     return chain([main, reduce])
 
 
-def _least(product: Product, tile: tuple[int, int]) -> int:
-    """Multiply-accumulates with the padding of m and n to whole tiles."""
-    m, n = -(-product.m // tile[0]) * tile[0], -(-product.n // tile[1]) * tile[1]
-    return product.batch * m * n * product.k
+def _macs(product: Product) -> int:
+    """Multiply-accumulates but for those with the zeros that fill up tiles, which cost time and next to no energy."""
+    return product.batch * product.m * product.n * product.k
 
 
 def _traffic(gpu: Gpu, product: Product, tiles: _Tiles, size: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -227,7 +229,7 @@ def _unaligned(gpu: Gpu, product: Product, alignment: int, size: float) -> Cost:
         overlap=gpu.fitted.overlap,
         core="issue",
         format=product.format,
-        macs=m_tiles * n_tiles * product.batch * tile_macs * product.k,
+        macs=_macs(product),
         vector_results=int(m_tiles * n_tiles * product.batch * sum(kernel.tile) * product.k * size / alignment),
         l2_bytes=int(m_tiles * n_tiles * product.batch * sum(kernel.tile) * product.k * size),
         dram_read_bytes=int(read),
@@ -245,14 +247,13 @@ def _sparse(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cos
     kernel = gpu.library.sparse
     if kernel is None or gpu.sm.sparse is None:
         raise ConfigError(f"{gpu.name} has no unit for 2:4 weights", key="sm.sparse")
+    if product.format == "fp32":
+        raise ConfigError(f"{gpu.name} multiplies fp32 outside of the units for 2:4 weights", key="sm.sparse")
     step = max(int(gpu.library.gemm.step / size), 1)
     n_tiles, m_tiles = -(-product.n // kernel.tile[0]), -(-product.m // kernel.tile[1])
     rate = macs_per_clock * gpu.sm.sparse * gpu.fitted.sparse
     sms = gpu.sm.count
-    clock = float(gpu.clock.maximum)
-    mma = kernel.tile[0] * kernel.tile[1] * step / rate
-    narrow = 2 * product.m < kernel.tile[1]
-    each = max(mma, kernel.narrow * 1e-12 * clock) if narrow else mma
+    each = kernel.tile[0] * kernel.tile[1] * step / rate
     options = [s for s in kernel.splits if s == 1 or product.k >= kernel.split_from]
 
     def cycles(split: int) -> float:
@@ -260,18 +261,24 @@ def _sparse(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cos
         return waves * (-(-product.k // (split * step)) * each + gpu.fitted.tile)
 
     split = min(options, key=cycles)
+    total = cycles(split)
     weights = product.n * product.k * (size / 2 + 1 / 8)
     read = product.batch * (weights + product.m * product.k * size)
     written = product.batch * product.m * product.n * bytes_of(product.out_format)
-    total = cycles(split)
+    memory_s = (read + written) / stream_rate(gpu, read, written)
+    if 2 * product.m < kernel.tile[1]:
+        # Loads of the weights are what a narrow product waits for, step by step, and they do not come at full rate.
+        waves = -(-n_tiles * m_tiles * product.batch * split // sms)
+        waited = waves * -(-product.k // (split * step)) * kernel.narrow * 1e-12
+        memory_s = norm(max(memory_s, product.batch * weights / kernel.narrow_rate), waited, gpu.fitted.overlap)
     return Cost(
-        core_cycles=0.0 if narrow else total,
-        memory_s=(read + written) / stream_rate(gpu, read, written),
-        fixed_s=gpu.fitted.start * 1e-12 + (total / clock if narrow else 0.0),
+        core_cycles=total,
+        memory_s=memory_s,
+        fixed_s=gpu.fitted.start * 1e-12,
         overlap=gpu.fitted.overlap,
         core="tensor",
         format=product.format,
-        macs=product.batch * n_tiles * kernel.tile[0] * m_tiles * kernel.tile[1] * product.k // 2,
+        macs=_macs(product) // 2,
         l2_bytes=int(n_tiles * m_tiles * sum(kernel.tile) * product.k * size),
         dram_read_bytes=int(read),
         dram_write_bytes=int(written),

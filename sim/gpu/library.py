@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sim.machine import Positive, Strict
-from sim.units import Bytes, Time
+from sim.units import Bandwidth, Bytes, Time
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -28,6 +28,8 @@ class GemmKernels(Strict):
     share: Positive = Field(default=1, description="tiles of a cluster that load a common operand once")
     splits: tuple[Positive, ...] = Field(description="parts of the reduced dimension that work side by side")
     stream_k: bool = Field(default=False, description="the last wave's tiles may be cut evenly over multiprocessors")
+    split_below: Share | None = Field(default=None, description="it is split with fewer tiles a multiprocessor only")
+    wait: Time = Field(default=0, ge=0, description="least time of a step, for loads that are asked for one step ahead")
     group: tuple[Positive, ...] = Field(description="tile rows that a rasterisation order may keep together")
     align: Bytes = Field(gt=0, description="alignment of rows that the fast kernels need")
 
@@ -48,6 +50,7 @@ class SparseKernel(Strict):
     splits: tuple[Positive, ...]
     split_from: Positive = Field(description="least length of the reduced dimension that is split")
     narrow: Time = Field(description="one step of 128 bytes where the dense operand fills under half a tile")
+    narrow_rate: Bandwidth = Field(gt=0, description="of all weights there")
 
 
 class AttentionKernel(Strict):
@@ -77,8 +80,17 @@ class RowKernel(Strict):
     instructions: Positive = Field(description="vector instructions an element")
     row_instructions: Positive = Field(description="vector instructions a thread and row: reductions, addresses")
     registers: Positive = Field(default=32, description="of one thread")
+    ahead: bool = Field(default=False, description="loads are asked for together: no pass waits for each of them")
     spread: bool = Field(default=False, description="short rows get as many threads as they have loads, 32 at least")
     most_columns: Positive | None = Field(default=None, description="used for so few columns only")
+
+
+class Block(Strict):
+    """Thread blocks of elementwise kernels."""
+
+    threads: Positive
+    elements: Positive = Field(description="that one thread block takes")
+    wait: Positive = Field(default=3, description="clocks from one instruction of a thread to the next")
 
 
 class Library(Strict):
@@ -92,7 +104,7 @@ class Library(Strict):
     attention: dict[str, tuple[AttentionKernel, ...]] = Field(description="by back end; the first that applies is used")
     rows: dict[str, tuple[RowKernel, ...]] = Field(description="by function; the first that applies is used")
     elementwise: dict[str, Positive] = Field(description="vector instructions an element, by function")
-    elementwise_block: Positive = Field(description="elements that one thread block takes")
+    elementwise_block: Block
 
     @cached_property
     def default_attention(self) -> str:

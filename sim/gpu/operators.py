@@ -61,8 +61,9 @@ def operator_cost(gpu: Gpu, request: Request) -> tuple[Cost, float]:
     kind, number_format = request.kind, request.format
     mode = gpu.launch.operator
     if kind == "layer":
-        costs, weights = layer_costs(gpu, request)
-        return chain([launched(gpu, cost, kind, "graph") for cost in costs]), weights
+        costs = layer_costs(gpu, request)
+        # A layer's own weights leave nothing of it in L2, so that bursts of layers are as long as any.
+        return chain([launched(gpu, cost, kind, "chain") for cost in costs]), 0.0
     weights = 0.0
     if kind in ("gemm", "gemm_2:4"):
         sparse = kind != "gemm"
@@ -79,7 +80,8 @@ def operator_cost(gpu: Gpu, request: Request) -> tuple[Cost, float]:
             bool(request.sizes["causal"]), number_format, _backend(gpu, request),
         ))  # fmt: skip
     else:
-        cost = vector_cost(gpu, kind, request["R"], request["C"], number_format)
+        warm = False if gpu.launch.operands == "cold" else None
+        cost = vector_cost(gpu, kind, request["R"], request["C"], number_format, warm)
     return launched(gpu, cost, kind, mode), weights
 
 
@@ -91,19 +93,16 @@ def _backend(gpu: Gpu, request: Request) -> str:
     return name
 
 
-def layer_costs(gpu: Gpu, request: Request) -> tuple[list[Cost], float]:
-    """The kernels of a decoder layer in order, and the bytes of its weights."""
+def layer_costs(gpu: Gpu, request: Request) -> list[Cost]:
+    """The kernels of a decoder layer in order, without launches."""
     model = layer_model(str(request.sizes["model"]))
     number_format = request.format
     heads, hidden = model.attention, model.hidden
     assert model.ffn is not None
     batch, queries, past = request["B"], request["Lq"], request["ctx"]
     rows = batch * queries
-    weights = 0.0
 
     def product(n: int, k: int) -> Cost:
-        nonlocal weights
-        weights += n * k * bytes_of(number_format)
         return gemm(gpu, Product(rows, n, k, number_format, result_format(number_format)))
 
     def vector(function: str, columns: int) -> Cost:
@@ -129,7 +128,7 @@ def layer_costs(gpu: Gpu, request: Request) -> tuple[list[Cost], float]:
     else:
         costs += [product(ffn.hidden, hidden), vector(ffn.activation, ffn.hidden)]
     costs += [product(hidden, ffn.hidden), vector("add", hidden)]
-    return costs, weights
+    return costs
 
 
 def measure(gpu: Gpu, request: Request) -> Measured:

@@ -70,22 +70,25 @@ def pairs(ops: Sequence[Op]) -> dict[int, bool]:
     return found
 
 
+def left_over(gpu: Gpu, held: int) -> Gpu:
+    """The part without the multiprocessors that collectives hold, for what runs beside them."""
+    return gpu.model_copy(update={"sm": gpu.sm.model_copy(update={"count": gpu.sm.count - held}), "overlap": None})
+
+
 def overlapped(gpu: Gpu, product: Op, carried: Op, product_first: bool, whole_s: float) -> Overlapped | None:
     """The pair cut into parts, or None where that takes no less than `whole_s` at the highest clock, or the machine has
     no `overlap`. Raises ConfigError as the product and the collective on their own do.
     """
     rule, attrs, sent = gpu.overlap, product.attrs, carried.attrs
-    if rule is None or gpu.links is None:
+    if rule is None or rule.chunks is None or gpu.links is None:
         return None
     assert isinstance(attrs, MatmulAttrs)
     assert isinstance(sent, CollectiveAttrs)
     if sent.group == 1 or attrs.m < rule.chunks:
         return None
-    fewer = gpu.model_copy(
-        update={"sm": gpu.sm.model_copy(update={"count": gpu.sm.count - rule.multiprocessors}), "overlap": None}
-    )
-    alone = launched(gpu, product_cost(gpu, product, rule.chunks), "gemm", "graph")
-    beside = _shared(gpu, launched(gpu, product_cost(fewer, product, rule.chunks), "gemm", "graph"))
+    fewer = left_over(gpu, rule.multiprocessors)
+    alone = launched(gpu, product_cost(gpu, product, rule.chunks), "gemm", "chain")
+    beside = shared(gpu, launched(gpu, product_cost(fewer, product, rule.chunks), "gemm", "graph"))
     others = (beside,) * (rule.chunks - 1)
     # Nothing is carried yet beside the first product, or no more beside the last.
     parts = (alone, *others) if product_first else (*others, alone)
@@ -94,10 +97,10 @@ def overlapped(gpu: Gpu, product: Op, carried: Op, product_first: bool, whole_s:
     return found if found.time_s(float(gpu.clock.maximum)) < whole_s else None
 
 
-def _shared(gpu: Gpu, cost: Cost) -> Cost:
-    """The cost where the memory also serves the kernels of a collective, which take `links.copy_rate` of it."""
+def shared(gpu: Gpu, cost: Cost, beside: float = 1.0) -> Cost:
+    """The cost where the memory also serves the kernels of collectives, which run for a part `beside` of the time."""
     assert gpu.links is not None
-    taken = float(gpu.links.copy_rate or 0)
+    taken = beside * gpu.links.copies.memory_rate if gpu.links.copies is not None else 0.0
     parts = []
     for part in cost.kernels():
         rate = stream_rate(gpu, part.dram_read_bytes, part.dram_write_bytes)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 REGISTER_BYTES = 4
 HELD = 0.9
 """Part of the L2 that rows in flight, each read by one multiprocessor, may fill before what streams by evicts them."""
+HIDDEN = 0.5
+"""Part of a block's waiting behind the work of those beside it; assumed, between that of lockstep and of chance."""
 
 
 def fits_l2(gpu: Gpu, moved_bytes: float) -> bool:
@@ -45,22 +47,22 @@ def reduction(
     per_sm = max(1, min(
         sm.threads // threads, sm.blocks, sm.registers // (threads * kernel.registers * REGISTER_BYTES)
     ))  # fmt: skip
-    together = per_sm * kernel.block_rows * sm.count
-    iterations = kernel.passes * -(-columns // (per_row * kernel.vector))
-    alone_s = (kernel.row + iterations * kernel.iteration) * 1e-12
+    loads = -(-columns // (per_row * kernel.vector))
+    alone_s = (kernel.row + kernel.passes * loads * kernel.iteration) * 1e-12
+    if not (warm or kernel.ahead):
+        # A row is loaded bit by bit, and its first pass waits for the memory each time.
+        alone_s += loads * max(0, gpu.sustained.latency - kernel.iteration) * 1e-12
     results = rows * (columns * kernel.instructions + per_row * kernel.row_instructions)
-    share = min(rows, sm.count * kernel.block_rows) / (sm.count * kernel.block_rows)
-    issue = results / (sm.lanes * sm.count * share * gpu.fitted.vector)
-    waves = -(-rows // together)
-    cycles = max(issue, waves * alone_s * clock)
+    blocks = -(-rows // kernel.block_rows)
+    issue = results / blocks / (sm.lanes * gpu.fitted.vector)
+    cycles, core = _together(gpu, blocks, per_sm, alone_s * clock, issue)
     # Rows in flight that do not fit beside each other in L1 are read again by each further pass, from L2 or beyond.
     row_bytes = read_bytes / rows
     again = read_bytes * (kernel.passes - 1) if per_sm * kernel.block_rows * row_bytes > sm.shared else 0.0
     if again:
         cycles = max(cycles, (read_bytes + again + write_bytes) / gpu.l2.bytes_per_clock)
-        if min(together, rows) * row_bytes > gpu.l2.capacity * HELD:
+        if min(per_sm * kernel.block_rows * sm.count, rows) * row_bytes > gpu.l2.capacity * HELD:
             read_bytes += again
-    core = "issue" if issue >= waves * alone_s * clock else "latency"
     return _moved(gpu, cycles, core, results, read_bytes, write_bytes, warm, {"threads": f"{per_row} a row"})
 
 
@@ -72,12 +74,28 @@ def elementwise(gpu: Gpu, function: str, elements: int, read_bytes: float, write
     sm, library = gpu.sm, gpu.library
     plain = library.elementwise["copy"] + 4 * ELEMENTWISE_VECTOR_OPS.get(function, 1)
     results = elements * library.elementwise.get(function, plain)
-    blocks = -(-elements // library.elementwise_block)
-    share = min(1.0, blocks / sm.count)
-    issue = results / (sm.lanes * sm.count * share * gpu.fitted.vector)
+    block = library.elementwise_block
+    blocks = -(-elements // block.elements)
+    # A thread's own instructions follow each other, however few there are.
+    alone = results / elements * block.elements / block.threads * block.wait
+    issue = results / blocks / (sm.lanes * gpu.fitted.vector)
+    cycles, core = _together(gpu, blocks, max(1, min(sm.blocks, sm.threads // block.threads)), alone, issue)
     started = blocks * gpu.launch.block * 1e-12 * gpu.clock.maximum
-    core = "issue" if issue >= started else "block launch"
-    return _moved(gpu, max(issue, started), core, results, read_bytes, write_bytes, warm, {})
+    if started > cycles:
+        cycles, core = started, "block launch"
+    return _moved(gpu, cycles, core, results, read_bytes, write_bytes, warm, {})
+
+
+def _together(gpu: Gpu, blocks: int, per_sm: int, alone: float, issue: float) -> tuple[float, str]:
+    """(clocks, what bounds them) of equal thread blocks, `per_sm` of them side by side on a multiprocessor.
+
+    One alone takes `alone` clocks, and its instructions `issue`. Blocks beside each other wait at the same times, so
+    that each other's work hides but a part of it; they start anew where no more of them fit.
+    """
+    each = -(-blocks // gpu.sm.count)
+    chained = -(-each // per_sm) * max(alone, issue)
+    cycles = max(each * issue, chained) + min(alone, (each - 1) * issue) * (1 - HIDDEN)
+    return cycles, "latency" if chained > each * issue else "issue"
 
 
 def _moved(

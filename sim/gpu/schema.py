@@ -90,11 +90,15 @@ class Launch(Strict):
     """Cost of starting a kernel."""
 
     graph: Time = Field(description="from kernel to dependent kernel inside a launch graph")
+    change: Time = Field(default=0, ge=0, description="more to a kernel that is another than the one before")
     block: Time = Field(description="between the starts of two thread blocks")
     host: dict[str, Time] = Field(
         default_factory=dict, description="of a separate launch from the host, by operator kind; `other` for the rest"
     )
     operator: Literal["graph", "separate"] = Field(default="graph", description="how operators alone are launched")
+    operands: Literal["held", "cold"] = Field(
+        default="held", description="of operators alone, but for weights: in L2 from the last repetition, or never"
+    )
     burst: Burst | None = Field(default=None, description="what times of short bursts contain besides")
 
 
@@ -147,10 +151,21 @@ class Fitted(Strict):
 
 
 class Overlap(Strict):
-    """A rule of the software: a product and the collective beside it are cut into parts that overlap, where it pays."""
+    """A rule of the software, where it pays: a product and the collective beside it are cut into parts that overlap, or
+    the requests of a pass are halved, and one half computes while the other communicates.
+    """
 
-    chunks: Annotated[int, Field(ge=2, le=64)] = Field(description="parts that the product's rows are cut into")
-    multiprocessors: Positive = Field(description="held by the collective's kernels while a product runs beside them")
+    chunks: Annotated[int, Field(ge=2, le=64)] | None = Field(
+        default=None, description="parts that the product's rows are cut into"
+    )
+    batches: Literal[2] | None = Field(default=None, description="parts that the requests of a pass are cut into")
+    multiprocessors: Positive = Field(description="held by the collective's kernels while others run beside them")
+
+    @model_validator(mode="after")
+    def _one(self) -> Overlap:
+        if (self.chunks is None) == (self.batches is None):
+            raise ValueError("overlap needs one of chunks and batches")
+        return self
 
 
 class Gpu(Machine):

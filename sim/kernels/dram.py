@@ -87,7 +87,7 @@ __all__ = ["NEVER", "ChannelState", "DramTables", "advance", "offer", "push", "s
 
 
 # What `step` returns early for.
-COMPLETION, READ_ROOM, WRITE_ROOM, NO_SEGMENTS = -1, 0, 1, 2
+AHEAD, COMPLETION, READ_ROOM, WRITE_ROOM, NO_SEGMENTS = -2, -1, 0, 1, 2
 
 
 @inlined
@@ -163,8 +163,10 @@ def step(t, s, c, until, settling, awaited):
     """Simulate class `c` for all ticks below `until`, or up to the tick at which something awaited has happened.
 
     That is the completion of a segment, with `awaited` READ_ROOM or WRITE_ROOM also an entry leaving that queue, with
-    NO_SEGMENTS not that but the front end having nothing left. `settling` 1 also accounts for refreshes of an idle
-    channel up to `until`. Returns the tick of the next thing to do, NEVER if idle.
+    NO_SEGMENTS not that but the front end having nothing left. AHEAD is COMPLETION, but `until` does not count as long
+    as the front end has something: what is handed over meanwhile comes behind it and changes nothing before. `settling`
+    1 also accounts for refreshes of an idle channel up to `until`. Returns the tick of the next thing to do, NEVER if
+    idle.
     """
     x = s.scalar[c]
     bank = s.bank[c]
@@ -179,10 +181,14 @@ def step(t, s, c, until, settling, awaited):
     pim_table = t.pim
     pim = pim_table[PIM_MODE] != NO_PIM
     q = s.pim[c]
+    ahead = awaited == AHEAD and not pim
+    bound = until
     now = x[CLOCK]
     acted = False
     stop = False
     while True:
+        if ahead:
+            until = bound if x[SEGMENTS] == 0 else NEVER
         arrival = NEVER
         p = x[SEGMENT]
         d = np.int64(0)

@@ -2,17 +2,19 @@
 
 A unit takes its lowest-numbered ready task; tasks that only join others end at once, before any unit picks. A memory
 task gives its segments to every channel class that carries a part of it and ends when the last part has. Channels are
-stepped command by command by `dram.step`; none is ever taken past the moment at which another unit could still hand
-it work, because of an event or because another channel may have completed a task.
+stepped command by command by `dram.step`; none that has nothing left at its front end is taken past the moment at
+which another unit could still hand it work, because of an event or because another channel may have completed a task.
 """
 
 import numpy as np
 
-from sim.kernels.dram import COMPLETION, push, soonest_done, step
+from sim.kernels.dram import AHEAD, push, soonest_done, step
 from sim.kernels.dram_tables import GRACE
 from sim.kernels.heap import drop_event, pop_number, push_event, push_number
 from sim.kernels.jit import kernel
 from sim.kernels.pim import push_pim
+from sim.kernels.pim_tables import MODE as PIM_MODE
+from sim.kernels.pim_tables import NO_PIM
 from sim.kernels.program import NEVER
 
 
@@ -87,9 +89,12 @@ def run(prog, result, tables, state, num, den):
             push_number(ready, first[u], count[u], np.int32(i))
             count[u] += 1
 
-    # After a completion nothing is handed out before the next transfer's delay has passed.
+    # After a completion nothing is handed out before the next transfer's delay has passed; only PIM jobs overtake.
+    grace = NEVER >> 1
+    if tables.pim[PIM_MODE] != NO_PIM:
+        grace = setup // num * den + setup % num * den // num if setup < NEVER else np.int64(0)
     for c in range(classes):
-        state.scalar[c, GRACE] = setup // num * den + setup % num * den // num if setup < NEVER else 0
+        state.scalar[c, GRACE] = grace
     # A constant in the call below would make numba compile the channel a second time.
     forever = np.int64(NEVER)
     now = np.int64(0)
@@ -168,7 +173,7 @@ def run(prog, result, tables, state, num, den):
             until = forever
             if limit < NEVER:
                 until = max(to_tick(limit + setup, num, den), next_tick(limit, num, den))
-            nxt = step(tables, state, who, until, np.int64(0), np.int64(COMPLETION))
+            nxt = step(tables, state, who, until, np.int64(0), np.int64(AHEAD))
             due[who] = NEVER
             soonest[who] = NEVER
             if nxt < NEVER:

@@ -1,13 +1,12 @@
 """Time of a collective by algorithm and protocol: bytes over the busiest link, bytes that kernels touch, and steps.
 
-A collective is cut into pieces that follow each other through its steps. With the best size of a piece it takes
-x + L + 2 sqrt(x L), where x is the time of all bytes at full rate and L that of all steps with an empty piece: the
-minimum over k of (k + steps) (step + x / k). The fastest algorithm and protocol is taken, as libraries do.
+Data is cut into pieces that follow each other. Links and kernels are busy for the time of all bytes, and wait for the
+first piece and for the latency of each step. The fastest algorithm and protocol is taken, as libraries do.
 """
 
 from __future__ import annotations
 
-from math import ceil, log2, sqrt
+from math import ceil, log2
 from typing import TYPE_CHECKING, NamedTuple
 
 from sim.errors import ConfigError, not_among
@@ -24,16 +23,20 @@ CHOSEN = ("all_reduce", "reduce_scatter", "all_gather")
 
 
 class Plan(NamedTuple):
-    """One algorithm: bytes that a device sends, bytes that it touches, steps after each other, flows that share the
-    busiest link, hops of a step.
+    """One algorithm: bytes that a device sends, that its kernels load and store (what it sends is stored, too), steps
+    after each other, flows that share the busiest link, hops of a step. `pairs`: it is made of sends and receives;
+    `waits`: nothing else moves while the first piece does.
     """
 
     name: str
     sent: float
-    touched: float
+    loaded: float
+    stored: float
     steps: int
     sharing: float
     hops: int
+    pairs: bool = False
+    waits: bool = True
 
 
 class Collective(NamedTuple):
@@ -65,45 +68,54 @@ def collective(links: Links, kind: str, payload: int, n: int) -> Collective:
 
 
 def plans(links: Links, kind: str, payload: float, n: int) -> list[Plan]:
-    """The algorithms for a collective within one level, with the bytes that ring kernels read and write on the way.
+    """The algorithms for a collective within one level, with the bytes that kernels load and store on the way.
 
-    In a ring step a device reads what came and its own part, adds, and writes to its result and to the next device.
+    In a step of an adding ring a device loads what came and its own part, adds, and stores the sum at the next device,
+    and at last in its result. What was sent lies in a buffer and is copied from there.
     """
     near, every = neighbour_load(links, n), exchange_load(links, n)
     part = payload / n
     found = []
     if kind == "all_reduce":
-        touched = (8 + 6 * (n - 2)) * part
-        found.append(Plan("ring", 2 * (n - 1) * part, touched, 2 * (n - 1), near.sharing, near.hops))
+        each = (4 + 3 * (n - 2)) * part
+        found.append(Plan("ring", 2 * (n - 1) * part, each, each, 2 * (n - 1), near.sharing, near.hops))
         levels = ceil(log2(n))
         # Two trees, each of half of the payload: a device is a leaf in one and inside the other.
-        found.append(Plan("tree", 2 * payload, 5 * payload, 2 * levels, near.sharing, max(near.hops, every.hops)))
-        found.append(Plan("direct", 2 * (n - 1) * part, 2 * (2 * n - 1) * part, 2, every.sharing, every.hops))
+        each = (3 * n - 2) * part
+        found.append(Plan("tree", 2 * payload, each, each, 2 * levels, near.sharing, max(near.hops, every.hops)))
+        each = (2 * n - 1) * part
+        found.append(Plan("direct", 2 * (n - 1) * part, each, each, 2, every.sharing, every.hops))
     elif kind == "reduce_scatter":
-        touched = (5 + 3 * (n - 2)) * part
-        found.append(Plan("ring", (n - 1) * part, touched, n - 1, near.sharing, near.hops))
-        found.append(Plan("direct", (n - 1) * part, (3 * n - 1) * part, 1, every.sharing, every.hops))
+        found.append(Plan("ring", (n - 1) * part, (2 * n - 1) * part, payload, n - 1, near.sharing, near.hops))
+        found.append(Plan("direct", (n - 1) * part, (2 * n - 1) * part, payload, 1, every.sharing, every.hops))
     elif kind == "all_gather":
-        touched = (5 + 3 * (n - 2)) * payload
-        found.append(Plan("ring", (n - 1) * payload, touched, n - 1, near.sharing, near.hops))
-        found.append(Plan("direct", (n - 1) * payload, (n + 1) * payload, 1, every.sharing, every.hops))
+        sent, stored = (n - 1) * payload, (2 * n - 1) * payload
+        found.append(Plan("ring", sent, n * payload, stored, n - 1, near.sharing, near.hops))
+        found.append(Plan("direct", sent, payload, n * payload, 1, every.sharing, every.hops))
     elif kind == "all_to_all":
-        found.append(Plan("direct", (n - 1) * part, 2 * payload, 1, every.sharing, every.hops))
+        each = (2 * n - 1) * part
+        found.append(Plan("direct", (n - 1) * part, each, each, 1, every.sharing, every.hops, True))
     elif kind == "broadcast":
-        found.append(Plan("ring", payload, 3 * payload, n - 1, near.sharing, near.hops))
-        found.append(Plan("tree", 2 * payload, 3 * payload, ceil(log2(n)), near.sharing, max(near.hops, every.hops)))
+        longest = max(near.hops, every.hops)
+        found.append(Plan("ring", payload, payload, 2 * payload, n - 1, near.sharing, near.hops))
+        found.append(Plan("tree", 2 * payload, payload, 2 * payload, ceil(log2(n)), near.sharing, longest))
     else:
-        # One transfer straight into the receiver's memory: there is no pipeline to fill.
-        found.append(Plan("direct", payload, 2 * payload, 0, 1.0, near.hops))
+        # Sending and receiving do not depend on each other, so that there is no pipeline to fill.
+        found.append(Plan("direct", payload, 2 * payload, 2 * payload, 1, 1.0, near.hops, True, False))
     return found
 
 
 def _flat(links: Links, kind: str, payload: float, n: int) -> Collective:
-    protocols = links.protocols or {"plain": Protocol.model_construct(start=0, step=links.latency, efficiency=1.0)}
+    protocols = links.protocols or {"plain": _plain(links.latency)}
     ways = [plan for plan in plans(links, kind, payload, n) if kind not in CHOSEN or plan.name in links.algorithms]
     options = [_timed(links, plan, name, protocol) for plan in ways for name, protocol in protocols.items()]
     best = min(options, key=lambda option: option.time_s)
     return best._replace(call_s=max(best.time_s, _host_s(links, kind)))
+
+
+def _plain(latency_ps: int) -> Protocol:
+    """Bytes at full rate and the latency of each step; pieces are so small that waiting for one costs nothing."""
+    return Protocol.model_construct(start=0, step=latency_ps, efficiency=1.0, pieces=2**40, piece=None)
 
 
 def _host_s(links: Links, kind: str) -> float:
@@ -112,11 +124,16 @@ def _host_s(links: Links, kind: str) -> float:
 
 def _timed(links: Links, plan: Plan, name: str, protocol: Protocol) -> Collective:
     wire = plan.sent * plan.sharing / (links.bandwidth * protocol.efficiency)
-    copied = plan.touched / links.copy_rate if links.copy_rate is not None else 0.0
+    copies = links.copies
+    copied = 0.0
+    if copies is not None:
+        blocks = copies.pairs if plan.pairs else copies.rings
+        copied = (plan.loaded + copies.store * plan.stored) / (blocks * copies.rate)
     bulk = max(wire, copied)
     step = protocol.step * 1e-12 + (plan.hops - 1) * links.latency * 1e-12
-    steps = plan.steps * step
-    time_s = protocol.start * 1e-12 + bulk + steps + 2 * sqrt(bulk * steps)
+    pieces = protocol.pieces + (plan.sent / protocol.piece if protocol.piece else 0.0)
+    first = bulk / pieces if plan.waits else 0.0
+    time_s = protocol.start * 1e-12 + bulk + first + plan.steps * step
     bound = "latency" if bulk < time_s / 2 else "link" if wire >= copied else "copy"
     return Collective(plan.name, name, time_s, time_s, plan.sent, bound)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sim.machine import Positive, Strict
-from sim.units import Bandwidth, BitEnergy, Time
+from sim.units import Bandwidth, BitEnergy, Bytes, Time
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -18,6 +18,22 @@ class Protocol(Strict):
     start: Time = Field(description="of a collective, once")
     step: Time = Field(description="from the last byte of a piece sent until the receiver may pass it on")
     efficiency: Share = Field(description="part of the links' bandwidth that carries data")
+    pieces: Positive = Field(default=3, description="that data is cut into at least; the first is waited for")
+    piece: Bytes | None = Field(default=None, gt=0, description="largest piece of all thread blocks; none: no limit")
+
+
+class Copies(Strict):
+    """Kernels that carry data between a device's memory and its links: thread blocks that load and store."""
+
+    rate: Bandwidth = Field(gt=0, description="bytes a second that one thread block loads")
+    store: Share = Field(default=1.0, description="time of a byte stored, where one loaded takes 1")
+    rings: Positive = Field(description="thread blocks of rings and trees")
+    pairs: Positive = Field(description="thread blocks of sends and receives, and of what is made of them")
+
+    @property
+    def memory_rate(self) -> float:
+        """Bytes a second that rings move from and to the memory, as many loaded as stored."""
+        return 2 * self.rings * self.rate / (1 + self.store)
 
 
 class Links(Strict):
@@ -34,9 +50,7 @@ class Links(Strict):
     devices: Positive | None = Field(default=None, description="most devices of a group; none: as many as asked for")
     shape: tuple[Positive, ...] = Field(default=(), description="devices along each dimension of a mesh or torus")
     edges: tuple[tuple[int, int], ...] = Field(default=(), description="pairs of devices that a graph joins, both ways")
-    copy_rate: Bandwidth | None = Field(
-        default=None, description="bytes a second that the kernels of collectives read and write on a device"
-    )
+    copies: Copies | None = Field(default=None, description="kernels of collectives; none: they bound nothing")
     call: dict[str, Time] = Field(
         default_factory=dict, description="of the host, by collective; `other` for the rest: they follow no faster"
     )

@@ -1,7 +1,7 @@
 """Which way data goes between the devices of a group, and how many flows share the busiest link.
 
-Devices are numbered from 0. A switch and a full mesh have closed forms at any size; meshes, tori and graphs are routed
-along shortest paths, one pattern of flows at a time.
+Devices are numbered from 0. Switches, full meshes, and whole meshes and tori have closed forms at any size; a part of a
+mesh or torus, and graphs, are routed along shortest paths, one pattern of flows at a time.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ def neighbour_load(links: Links, n: int) -> Load:
         return Load(1.0, 1)
     if links.topology == "full":
         return Load(float(max(n - 1, 1)), 1)  # one of a device's n - 1 links has its part of the bandwidth
+    if links.topology in ("mesh", "torus"):
+        return _snake_load(links, n)
     return _load(links, n, tuple((i, (i + 1) % n) for i in range(n)))
 
 
@@ -111,9 +113,43 @@ def exchange_load(links: Links, n: int) -> Load:
     if links.topology == "ring":
         # Half of the flows go each way round, n / 4 hops on average, over one link each way.
         return Load(max(1.0, n * n / 8 / max(n - 1, 1)), max(n // 2, 1))
+    if links.topology in ("mesh", "torus") and n == prod(links.shape):
+        return _grid_exchange(links.shape, links.topology == "torus")
     flows = tuple((i, j) for i in range(n) for j in range(n) if i != j)
     load = _load(links, n, flows)
     return Load(load.sharing / max(n - 1, 1), load.hops)
+
+
+@lru_cache(maxsize=64)
+def _snake_load(links: Links, n: int) -> Load:
+    """Successors are neighbours, and only the last device's flow to the first goes over several links."""
+    neighbours = _graph(links, n)
+    distance = _distances(neighbours, 0)
+    node, hops, shared = n - 1, 0, 1.0
+    while node:
+        # Of shortest ways the one with the higher number first, which keeps off the snake's own links.
+        near = max(near for near in neighbours[node] if distance[near] < distance[node])
+        shared = 2.0 if near == node + 1 else shared
+        node, hops = near, hops + 1
+    return Load(shared, max(hops, 1))
+
+
+def _grid_exchange(shape: Sequence[int], wraps: bool) -> Load:
+    """All to all, one dimension after the other: the links of a line carry what its devices send along it.
+
+    A ring of s devices has s^2 / 4 hops between one and all others, half of them each way; the middle of an open line
+    is crossed by the flows of one half to the other.
+    """
+    n = prod(shape)
+    flows, hops = 1.0, 0
+    for size in shape:
+        if size == 1:
+            continue
+        ring = wraps and size > 2
+        lines = n / size
+        flows = max(flows, lines * (size * size // 4) / 2 if ring else lines * (size // 2) * (size - size // 2))
+        hops += size // 2 if ring else size - 1
+    return Load(flows / max(n - 1, 1), max(hops, 1))
 
 
 @lru_cache(maxsize=256)

@@ -9,12 +9,12 @@ chooses the keys, the queries of a tile are taken to choose the same ones, as ma
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 
 from sim.hardware import Hardware
 from sim.lower.builder import PER_CORE, Builder, Held, Space, Unit
-from sim.lower.compute import Bits, tile_work, vector_task, whole
+from sim.lower.compute import Bits, plain, tile_work, vector_task, whole
 from workloads.attrs import SOFTCAP_VECTOR_OPS, SOFTMAX_VECTOR_OPS
 from workloads.trace import AttentionAttrs, Mask, RequestSpan, visible_keys, visible_pairs
 
@@ -26,12 +26,16 @@ CHOSEN = ("top_k", "block_sparse", "lists", "pooled")
 class Sizes:
     """Bytes an element of queries, keys, values, scores and output."""
 
-    query: Fraction
-    key: Fraction
-    value: Fraction
-    score: Fraction
-    result: Fraction
-    accumulator: Fraction
+    query: Fraction | int
+    key: Fraction | int
+    value: Fraction | int
+    score: Fraction | int
+    result: Fraction | int
+    accumulator: Fraction | int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +128,9 @@ def sees(mask: Mask, position: tuple[int, int], keys: tuple[int, int]) -> bool:
     return True
 
 
-def _kv_bytes(job: Job) -> Fraction:
+def _kv_bytes(job: Job) -> Fraction | int:
     a = job.attrs
-    return a.head_dim * job.size.key + (Fraction(0) if a.latent else a.v_head_dim * job.size.value)
+    return a.head_dim * job.size.key + (0 if a.latent else a.v_head_dim * job.size.value)
 
 
 def footprint(job: Job, split: Split) -> tuple[int, int]:
@@ -136,7 +140,7 @@ def footprint(job: Job, split: Split) -> tuple[int, int]:
     longest = max(sum(n for _, n in key_ranges(a.mask, span)) for span in a.requests)
     kv = (longest + split.keys if split.keep else 2 * split.keys) * split.heads * _kv_bytes(job)
     scores = split.heads * rows * split.keys * size.score
-    query = split.heads * rows * a.head_dim * size.query if job.query_in_dram else Fraction(0)
+    query = split.heads * rows * a.head_dim * size.query if job.query_in_dram else 0
     sums = split.heads * rows * a.v_head_dim * size.accumulator
     return whole(kv + 2 * scores + 2 * query), whole(2 * sums)
 
@@ -162,6 +166,17 @@ def candidates(machine: Hardware, job: Job, scratchpad_bytes: int) -> Iterator[S
                     if keys <= tile:
                         break
                     keys = -(-keys // (2 * tile)) * tile
+
+
+def loads_and_steps(job: Job, split: Split) -> tuple[int, int]:
+    """How often keys are loaded, over all queries, and how many steps there are: less of either is better."""
+    loads = steps = 0
+    for span in job.attrs.requests:
+        tiles = -(-span.query // split.query)
+        seen = sum(length for _, length in key_ranges(job.attrs.mask, span))
+        loads += span.count * seen * (1 if split.keep else tiles)
+        steps += span.count * tiles * -(-seen // split.keys) * -(-job.attrs.kv_heads // split.heads)
+    return loads, steps
 
 
 def lower_flash(builder: Builder, job: Job, split: Split, places: Places) -> list[int]:
@@ -312,7 +327,7 @@ class _Steps:
             return held
         fresh = start + amount > span.past
 
-        def fetch(place: KeyPlace, shift: int, width: int, element: Fraction) -> Held:
+        def fetch(place: KeyPlace, shift: int, width: int, element: Fraction | int) -> Held:
             first = (span.length * first_head + start * head_count) * width * element
             at = self.stripe(place.offset + shift + whole(first))
             size_bytes = whole(head_count * amount * width * element)

@@ -8,7 +8,7 @@ from sim.capacity import without_tier
 from sim.config import ConfigError
 from sim.lower import attention, matmul
 from sim.lower.builder import Space, Template, Unit, Work
-from sim.lower.compute import Bits, unit_format, whole
+from sim.lower.compute import Bits, plain, unit_format, whole
 from sim.lower.homes import Home, groups
 from sim.lower.in_memory import (
     append_in_memory,
@@ -270,7 +270,7 @@ def _epilogues(
             if tensor.name == result:
                 continue
             home = scope.home(tensor)
-            operands.append((not home.on_chip, Fraction(scope.stored(tensor), rows * out)))
+            operands.append((not home.on_chip, plain(Fraction(scope.stored(tensor), rows * out))))
             extras.append((home.space, home.offset, home.ready))
         found.append(
             matmul.Epilogue(op.attrs.function, columns, out, op.attrs.elements, op.vector_ops, tuple(operands))

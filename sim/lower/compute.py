@@ -7,7 +7,7 @@ A tile takes as long as its arithmetic or as the scratchpad needs to deliver its
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import lru_cache
 
@@ -18,14 +18,23 @@ from sim.lower.builder import PER_CORE, Builder, Unit, Work
 from sim.sparse.zeros import Split, Zeros, ZeroTile, dense_tile, own_engine, zero_tile
 
 
+def plain(value: Fraction | int) -> Fraction | int:
+    """`value`, as an integer where it is one: sums and products are then several times faster."""
+    return value.numerator if value.denominator == 1 else value
+
+
 @dataclass(frozen=True, slots=True)
 class Bits:
     """Bytes an element of the two operands, the result and the accumulator."""
 
-    left: Fraction
-    right: Fraction
-    result: Fraction
-    accumulator: Fraction
+    left: Fraction | int
+    right: Fraction | int
+    result: Fraction | int
+    accumulator: Fraction | int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
 
 
 NO_ENGINE = Split()
@@ -74,7 +83,7 @@ def tile_work(
     reads = left * size.left + right * size.right
     writes = batch * m * n * size.result
     pad = machine.scratchpad
-    occupancy = max(occupancy, whole(reads / pad.read_bytes_per_cycle), whole(writes / pad.write_bytes_per_cycle))
+    occupancy = max(occupancy, int(-(-reads // pad.read_bytes_per_cycle)), int(-(-writes // pad.write_bytes_per_cycle)))
     work = Work(
         macs=batch * m * n * k,
         sram_read=whole(reads),

@@ -39,7 +39,7 @@ class Linked:
     dram_write_bytes: Ints
     channels: Ints  # class of each real channel
     weight: Ints  # real channels of each class
-    ring: int  # most segments that one class can be given at once
+    ring: int  # segments that one class is rarely given more of at once
     pim_ring: int = 0  # most PIM jobs
 
     def table(self) -> TaskTable:
@@ -230,12 +230,17 @@ def _resolve(
     enter: Sequence[tuple[int, int, int, int]], place: dict[int, list[tuple[int, int, int]]]
 ) -> list[tuple[int, int]]:
     """Edges from whoever last used a stretch to the task that enters it."""
-    edges = {
-        (before, task): None
-        for ring, low, high, task in enter
-        for start, end, before in place.get(ring, ())
-        if start < high and low < end
-    }
+    edges: dict[tuple[int, int], None] = {}
+    wanted: dict[int, list[tuple[int, int, int]]] = {}
+    for ring, low, high, task in enter:
+        wanted.setdefault(ring, []).append((low, high, task))
+    for ring, stretches in wanted.items():
+        if ring not in place:
+            continue
+        low, high, task = np.array(stretches, np.int64).T
+        start, end, before = np.array(place[ring], np.int64).reshape(-1, 3).T
+        entering, used = np.nonzero((start < high[:, None]) & (low[:, None] < end))
+        edges.update(dict.fromkeys(zip(before[used].tolist(), task[entering].tolist(), strict=True)))
     return list(edges)
 
 

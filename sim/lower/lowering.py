@@ -25,6 +25,7 @@ class Lowered:
     linked: Linked
     ops: tuple[OpRow, ...]
     units: tuple[UnitRow, ...]
+    tasks: tuple[int, ...]  # of one repetition of each block
 
 
 def align_bytes(machine: Hardware) -> int:
@@ -80,7 +81,8 @@ def lower_pass(machine: Hardware, work: Pass, mapper: Mapper, symmetry: bool = T
         for layer in range(block.repeat):
             ops.extend(replace(row, layer=layer) for row in rows)
     linked = link(templates, machine.dram, machine.memory.channels, units(machine), write_units(machine), symmetry)
-    return Lowered(linked, tuple(ops), unit_rows(machine, {row.format for row in ops if row.flops}))
+    tasks = tuple(len(template.unit) for template, _, _ in templates)
+    return Lowered(linked, tuple(ops), unit_rows(machine, {row.format for row in ops if row.flops}), tasks)
 
 
 def op_rows(
@@ -93,9 +95,7 @@ def op_rows(
     ]
 
 
-def _op_row(
-    machine: Hardware, op: Op, block: str, layer: int, work: Pass, template: Template, number: int
-) -> OpRow:
+def _op_row(machine: Hardware, op: Op, block: str, layer: int, work: Pass, template: Template, number: int) -> OpRow:
     data = next(
         (t.format for t in op.inputs if t.role in (Role.ACTIVATION, Role.KV)), op.inputs[0].format if op.inputs else ""
     )

@@ -7,6 +7,7 @@ depends on the outer index alone is kept on chip across the inner loop or fetche
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -34,7 +35,7 @@ class Epilogue:
     columns_out: int
     elements: int
     vector_ops: int
-    extra: tuple[tuple[bool, Fraction], ...]  # further operands: (in DRAM, bytes an element of the result)
+    extra: tuple[tuple[bool, Fraction | int], ...]  # further operands: (in DRAM, bytes an element of the result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +125,14 @@ def footprint(product: Product, tiling: Tiling) -> tuple[int, int]:
 
 
 class TileCosts:
-    """Tile costs of one product, each distinct tile worked out once."""
+    """Tile costs of one product, each distinct tile worked out once; the memory's peak in bytes a second."""
 
     def __init__(self, machine: Hardware, product: Product) -> None:
         self.machine = machine
+        self.bandwidth = int(machine.peak_bytes_per_s)
         self.product = product
         self.known: dict[tuple[int, int, int], TileWork] = {}
+        self._occupancy: dict[tuple[int, int, int], int] = {}
 
     def tile(self, m: int, n: int, k: int) -> TileWork:
         key = (m, n, k)
@@ -137,6 +140,22 @@ class TileCosts:
             p = self.product
             self.known[key] = tile_work(self.machine, 1, m, n, k, p.number_format, p.size, p.zeros)
         return self.known[key]
+
+    def occupancy(self, m: int, n: int, k: int) -> int:
+        """Core cycles of all tiles of the product, cut into tiles of m x n x k."""
+        key = (m, n, k)
+        if key not in self._occupancy:
+            p = self.product
+            k_tiles = counted(p.k, k)
+            columns = [(n_part, k_part, a * b) for n_part, a in counted(p.n, n) for k_part, b in k_tiles]
+            self._occupancy[key] = sum(
+                m_times * times * self.tile(m_part, n_part, k_part).occupancy
+                for rows, groups in Counter(p.groups).items()
+                for m_part, each in counted(rows, m)
+                for m_times in [groups * each]
+                for n_part, k_part, times in columns
+            )
+        return self._occupancy[key]
 
 
 def engine_work(machine: Hardware, product: Product, tiling: Tiling) -> tuple[int, Split]:

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from sim.hardware import Hardware
 from sim.lower.compute import whole
-from sim.lower.matmul import Product, TileCosts, Tiling, counted, footprint
+from sim.lower.matmul import Product, TileCosts, Tiling, footprint
 
 
 def candidates(machine: Hardware, product: Product, scratchpad_bytes: int) -> list[Tiling]:
@@ -50,7 +50,7 @@ def _sizes(unit: int, total: int) -> list[int]:
 def traffic_bytes(product: Product, tiling: Tiling) -> int:
     """DRAM bytes of the product in this tiling."""
     size = product.size
-    traffic = Fraction(0)
+    traffic: Fraction | int = 0
     for rows in product.groups:
         outer_m = tiling.order == "m"
         m_steps, n_steps = -(-rows // tiling.m), -(-product.n // tiling.n)
@@ -67,27 +67,20 @@ def traffic_bytes(product: Product, tiling: Tiling) -> int:
     return whole(traffic)
 
 
-def estimate_ps(machine: Hardware, product: Product, tiling: Tiling, costs: TileCosts) -> int:
-    """Rough time: the longer of compute and traffic, plus the first load and the last store. Only ranks candidates."""
-    n_tiles, k_tiles = counted(product.n, tiling.n), counted(product.k, tiling.k)
-    compute = 0
-    for rows in product.groups:
-        for m, m_count in counted(rows, tiling.m):
-            for n, n_count in n_tiles:
-                for k, k_count in k_tiles:
-                    compute += m_count * n_count * k_count * costs.tile(m, n, k).occupancy
+def estimate_ps(product: Product, tiling: Tiling, costs: TileCosts, traffic: int) -> int:
+    """Rough time: the longer of compute and `traffic` bytes, plus the first load and the last store. Only ranks."""
+    machine = costs.machine
     size = product.size
-    edge = Fraction(0)
+    edge: Fraction | int = 0
     if product.left_in_dram:
         edge += tiling.m * tiling.k * size.left
     if product.right_in_dram:
         edge += tiling.n * tiling.k * size.right
     if product.result_in_dram:
         edge += tiling.m * tiling.n * size.result
-    bandwidth = int(machine.peak_bytes_per_s)
-    compute_ps = compute * 10**12 // int(machine.clock) // machine.cores
-    memory_ps = traffic_bytes(product, tiling) * 10**12 // bandwidth
-    return max(compute_ps, memory_ps) + whole(edge) * 10**12 // bandwidth
+    compute_ps = costs.occupancy(tiling.m, tiling.n, tiling.k) * 10**12 // int(machine.clock) // machine.cores
+    memory_ps = traffic * 10**12 // costs.bandwidth
+    return max(compute_ps, memory_ps) + whole(edge) * 10**12 // costs.bandwidth
 
 
 def steps(product: Product, tiling: Tiling) -> int:

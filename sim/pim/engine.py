@@ -6,6 +6,8 @@ What a pass costs with its batch in two halves, and whether that is faster than 
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -67,12 +69,18 @@ class PimRunner:
         if self.pim.interleave is Interleave.NEVER or memory is None or memory.mode == "blocked":
             return one
         try:
-            two = self._run(work, overlap=True)
+            two = self._faster(work, overlap=True, below_ps=one.schedule.makespan_ps)
         except ConfigError:
             return one
-        return min(one, two, key=lambda result: result.schedule.makespan_ps)
+        return two or one
 
     def _run(self, work: Pass, overlap: bool) -> PassResult:
+        result = self._faster(work, overlap, math.inf)
+        assert result is not None
+        return result
+
+    def _faster(self, work: Pass, overlap: bool, below_ps: float) -> PassResult | None:
+        """The pass in one or two parts; None as soon as it is plain that it takes `below_ps` or longer."""
         plans = plan_pass(self.machine, work, overlap)
         if overlap:
             _check_overlap(work, plans)
@@ -89,16 +97,30 @@ class PimRunner:
         carried = handed_on(sections)
         share = activation_bytes(self.machine)
         kept = on_chip([section.block for section in sections], share, frozenset(carried), self.machine.riding)
-        pieces = []
-        for stretch in stretches:
-            ran: dict[str, Ran] = {}
-            for turn in range(stretch.repeat):
-                for section in stretch.sections:
-                    name = section.block.name
-                    if name not in ran or not self.reuse:
-                        plan = plans.get(section.home)
-                        ran[name] = self._section(work, section, plan, kept[name], tuple(carried.items()))
-                    pieces.append((ran[name], stretch.layer + turn))
+        passed_on = tuple(carried.items())
+
+        def simulated(section: Section) -> Ran:
+            return self._section(work, section, plans.get(section.home), kept[section.block.name], passed_on)
+
+        known: dict[tuple[int, str], Ran] = {}
+        sure_ps = 0
+        # Those that come most often first: they tell soonest that the whole is too slow.
+        for number, stretch in sorted(enumerate(stretches), key=lambda item: -item[1].repeat):
+            times = Counter(section.block.name for section in stretch.sections)
+            for section in stretch.sections:
+                name = section.block.name
+                if (number, name) in known:
+                    continue
+                ran = known[number, name] = simulated(section)
+                sure_ps += stretch.repeat * times[name] * ran.schedule.makespan_ps
+                if sure_ps >= below_ps:
+                    return None
+        pieces = [
+            (known[number, section.block.name] if self.reuse else simulated(section), stretch.layer + turn)
+            for number, stretch in enumerate(stretches)
+            for turn in range(stretch.repeat)
+            for section in stretch.sections
+        ]
         rows = [row for piece, _ in pieces for row in piece.rows]
         return _joined(work, pieces, unit_rows(self.machine, {row.format for row in rows if row.flops}))
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.kinds import EXACT
 from sim.passes import MemoryCounts, OpRow, PassResult, Schedule, TaskTable, UnitRow
 from sim.sparse.plain import plain_row
 from sim.spatial.fabric import COMPUTE, LOAD, STORE, STORE_TILES, VECTOR
@@ -33,6 +34,8 @@ COLUMNS = ("macs", "vector_ops", "sram_read", "sram_write", "dram_read", "dram_w
 
 class StreamEngine:
     """One streaming machine and what was found out about it."""
+
+    fidelity = EXACT
 
     def __init__(self, machine: StreamMachine, *, reuse: bool = True) -> None:
         self.machine, self.reuse = machine, reuse

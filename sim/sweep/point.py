@@ -45,11 +45,12 @@ ENGINE_USES: Final = 64
 
 
 class Prepared(NamedTuple):
-    """A point that may exist: its machine and workload, and the hash of everything that its results depend on."""
+    """A point that may exist: machine, workload, hash of everything that its results depend on, and fidelity."""
 
     machine: Machine
     workload: Workload
     key: str
+    fidelity: str
 
 
 def prepare(spec: Spec, keys: Mapping[str, Value]) -> Prepared:
@@ -65,8 +66,8 @@ def prepare(spec: Spec, keys: Mapping[str, Value]) -> Prepared:
         asked = condition(text)
         if not asked.of_result and not asked.holds(lambda name: _value(machine, workload, name)):
             raise ConfigError(f"constraint {text!r} does not hold")
-    digest = sha256(f"{code_version()}\0{told}\0{asked_of}".encode())
-    return Prepared(machine, workload, digest.hexdigest())
+    digest = sha256(f"{code_version()}\0{spec.fidelity}\0{told}\0{asked_of}".encode())
+    return Prepared(machine, workload, digest.hexdigest(), spec.fidelity)
 
 
 KEPT: Final = 256
@@ -136,9 +137,10 @@ def evaluate(prepared: Prepared) -> Row:
     from sim.engine import simulate
     from sim.run_info import brief_info
 
-    machine, workload, _ = prepared
+    machine, workload, _, fidelity = prepared
     try:
-        report = replace(simulate(machine, workload, engine=_engine(machine)), workload=brief_info(machine, workload))
+        report = simulate(machine, workload, engine=_engine(machine, fidelity))
+        report = replace(report, workload=brief_info(machine, workload))
         return {"status": OK, "error": None, **metrics(report.summary)}
     except ConfigError as error:
         return {"status": IMPOSSIBLE, "error": str(error)}
@@ -271,13 +273,13 @@ def _value(machine: Machine, workload: Workload, name: str) -> Any:
 _ENGINE: list[Any] = ["", None, 0]
 
 
-def _engine(machine: Machine) -> PassRunner:
+def _engine(machine: Machine, fidelity: str) -> PassRunner:
     """The engine of the last point if that had the same machine: what the mapper found out holds on."""
     from sim.kinds import engine_for
 
-    what = machine.content
+    what = f"{fidelity} {machine.content}"
     if what != _ENGINE[0] or _ENGINE[2] >= ENGINE_USES:
-        _ENGINE[:] = [what, engine_for(machine), 0]
+        _ENGINE[:] = [what, engine_for(machine, fidelity), 0]
     _ENGINE[2] += 1
     engine: PassRunner = _ENGINE[1]
     return engine

@@ -121,6 +121,9 @@ class Spec(Strict):
     )
     constraints: list[str] = Field(default_factory=list, description="conditions that every point must meet")
     set: dict[str, Value] = Field(default_factory=dict, description="values that all points share")
+    fidelity: Literal["exact", "sampled"] = Field(
+        default="exact", description="sampled: layers and channels that are alike stand for each other (docs/sweep.md)"
+    )
 
     objectives: dict[str, Literal["min", "max"]] = Field(
         default_factory=dict, description="for a search: result columns to make small or large"

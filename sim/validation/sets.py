@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 from sim.errors import ConfigError, not_among
@@ -48,10 +49,21 @@ _ALL = (
     ValidationSet("h200-further", "other sizes on another H200, used for no fit", gpus.h200_further),
     ValidationSet("h200-collectives", "NCCL in a loop on two H200", gpus.h200_collectives),
     ValidationSet("h200-collectives-graph", "NCCL in launch graphs on two H200", gpus.h200_collectives_graph),
-    ValidationSet("a100-operators", "operators on an A100", gpus.a100_operators, BY_OPERATOR),
+    ValidationSet(
+        "a100-operators",
+        "operators on an A100, the half for its factors",
+        partial(gpus.a100_operators, False),
+        BY_OPERATOR,
+    ),
+    ValidationSet(
+        "a100-operators-held", "operators on an A100, the other half", partial(gpus.a100_operators, True), BY_OPERATOR
+    ),
     ValidationSet("a100-gpt3-layer", "a GPT-3 layer on four A100", gpus.a100_layer, BY_LAYER),
     ValidationSet("a100-allreduce", "all-reduce over four A100", gpus.a100_allreduce),
-    ValidationSet("mi210-operators", "operators on an MI210", gpus.mi210_operators),
+    ValidationSet(
+        "mi210-operators", "operators on an MI210, the half for its factors", partial(gpus.mi210_operators, False)
+    ),
+    ValidationSet("mi210-operators-held", "operators on an MI210, the other half", partial(gpus.mi210_operators, True)),
     ValidationSet("onnxim", "GEMMs with memory against ONNXim", _onnxim),
     ValidationSet("scalesim", "array cycles against SCALE-Sim", _scalesim),
     ValidationSet("tpuv3", "operators and layers against a TPU v3", _tpu),
