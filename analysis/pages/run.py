@@ -82,6 +82,8 @@ def _facts(s: dict[str, Any]) -> list[tuple[str, str]]:
     found.append(("bound by", str(roof["bound"])))
     if s["busiest_unit"]:
         found.append(("busiest unit", f"{s['busiest_unit']} {s['utilization'][s['busiest_unit']]:.0%}"))
+    if s.get("fidelity", "exact") != "exact":
+        found.append(("fidelity", str(s["fidelity"])))
     if s.get("area_mm2"):
         found.append(("area (first order)", f"{s['area_mm2']:,.0f} mm²"))
     if s.get("cost_usd"):
