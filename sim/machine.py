@@ -56,6 +56,9 @@ class Strict(BaseModel):
     def __hash__(self) -> int:
         return hash(self.content)
 
+    def __eq__(self, other: object) -> bool:
+        return self is other or (type(self) is type(other) and self.content == getattr(other, "content", None))
+
 
 class MemoryUse(Strict):
     """Which memory, how many channels, and what differs from its file."""

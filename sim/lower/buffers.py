@@ -8,6 +8,7 @@ place may be overwritten; the caller turns them into waits, so double buffering 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 
@@ -56,7 +57,12 @@ class Ring:
         """
         for low in self._places(size):
             high = low + size
-            if high <= self.capacity and not any(s.low < high and low < s.high for s in self.held):
+            if high > self.capacity:
+                continue
+            for s in self.held:
+                if s.low < high and low < s.high:
+                    break
+            else:
                 return self._occupy(low, high)
         raise MemoryError(f"no {size} of {self.capacity} bytes are free")
 
@@ -80,10 +86,12 @@ class Ring:
         self.held.clear()
         self.head = 0
 
-    def _places(self, size: int) -> list[int]:
+    def _places(self, size: int) -> Iterator[int]:
+        yield self.head if self.head + size <= self.capacity else 0
         ends = sorted(s.high for s in self.held)
-        first = self.head if self.head + size <= self.capacity else 0
-        return [first, *(p for p in ends if p > self.head), 0, *(p for p in ends if p <= self.head)]
+        yield from (p for p in ends if p > self.head)
+        yield 0
+        yield from (p for p in ends if p <= self.head)
 
     def _occupy(self, low: int, high: int) -> Buffer:
         start = bisect_right(self.lows, low) - 1

@@ -8,6 +8,7 @@ its own; a test shows that the results are equal).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -246,16 +247,23 @@ def _resolve(
 
 def _overlay(old: list[tuple[int, int, int]], new: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """Old last users, cut where newer ones took the place, and the newer ones."""
-    taken = sorted({(low, high) for low, high, _ in new})
+    starts: list[int] = []
+    ends: list[int] = []
+    for low, high in sorted({(low, high) for low, high, _ in new}):
+        if ends and low <= ends[-1]:
+            ends[-1] = max(ends[-1], high)
+        else:
+            starts.append(low)
+            ends.append(high)
     kept = []
     for low, high, task in old:
         at = low
-        for start, end in taken:
-            if end <= at or start >= high:
-                continue
-            if start > at:
-                kept.append((at, start, task))
-            at = max(at, end)
+        for i in range(bisect_right(ends, low), len(starts)):
+            if starts[i] >= high:
+                break
+            if starts[i] > at:
+                kept.append((at, starts[i], task))
+            at = ends[i]
         if at < high:
             kept.append((at, high, task))
     return kept + new
