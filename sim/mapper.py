@@ -17,7 +17,7 @@ from sim.config import ConfigError
 from sim.execute import execute
 from sim.hardware import Hardware
 from sim.lower import align_bytes, scratchpad_bytes, units, write_units
-from sim.lower.attention import Job, KeyPlace, Split, loads_and_steps, lower_flash
+from sim.lower.attention import Job, KeyPlace, Split, lower_flash
 from sim.lower.attention import Places as AttentionPlaces
 from sim.lower.attention import candidates as split_candidates
 from sim.lower.builder import Builder, Space, Template
@@ -118,11 +118,10 @@ class SimulatedMapper:
         # Requests alike repeat the same steps: a few of them are enough to tell which steps are best.
         few = tuple(replace(span, count=min(span.count, 2)) for span in _spread(job.attrs.requests))
         shorter = replace(job, attrs=replace(job.attrs, requests=few))
-        choices: Iterable[Split] = split_candidates(self.machine, job, self.scratchpad)
-        ranked_only = self.ranked_only and all(span.query == 1 for span in job.attrs.requests)
-        if ranked_only:  # with more queries steps overlap in ways that no ranking foresees
-            choices = sorted(choices, key=lambda split: loads_and_steps(job, split))
-        return self._fastest(choices, lambda split: self._split_template(shorter, split), ranked_only)
+        choices = split_candidates(self.machine, job, self.scratchpad)
+        # The longest steps come first, and one query each leaves little else to choose.
+        first = self.ranked_only and all(span.query == 1 for span in job.attrs.requests)
+        return self._fastest(choices, lambda split: self._split_template(shorter, split), first)
 
     def _split_template(self, job: Job, split: Split) -> Template:
         b = Builder(self.machine, self.scratchpad, self.align)

@@ -168,17 +168,6 @@ def candidates(machine: Hardware, job: Job, scratchpad_bytes: int) -> Iterator[S
                     keys = -(-keys // (2 * tile)) * tile
 
 
-def loads_and_steps(job: Job, split: Split) -> tuple[int, int]:
-    """How often keys are loaded, over all queries, and how many steps there are: less of either is better."""
-    loads = steps = 0
-    for span in job.attrs.requests:
-        tiles = -(-span.query // split.query)
-        seen = sum(length for _, length in key_ranges(job.attrs.mask, span))
-        loads += span.count * seen * (1 if split.keep else tiles)
-        steps += span.count * tiles * -(-seen // split.keys) * -(-job.attrs.kv_heads // split.heads)
-    return loads, steps
-
-
 def lower_flash(builder: Builder, job: Job, split: Split, places: Places) -> list[int]:
     """Add the tasks of the fused form; returns those that end the operator."""
     a, size = job.attrs, job.size
