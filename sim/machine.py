@@ -53,6 +53,13 @@ class Strict(BaseModel):
         """Everything that it says, as text."""
         return self.model_dump_json(by_alias=True)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values, without what was worked out from the old ones."""
+        made = super().model_copy(update=update, deep=deep)
+        for name in made.__dict__.keys() - type(made).model_fields.keys():
+            del made.__dict__[name]
+        return made
+
     def __hash__(self) -> int:
         return hash(self.content)
 

@@ -76,8 +76,6 @@ def test_shared_memory_may_bound_a_tile(one_tile: Gpu) -> None:
     cost = gemm(one_tile, Product(128, 128, 128, "fp8_e4m3", "bf16"))
     assert (cost.core_cycles, cost.core) == (513, "tensor")
     slow = one_tile.model_copy(update={"sm": one_tile.sm.model_copy(update={"shared_bytes_per_clock": 64})})
-    for part in (slow, slow.sm):
-        part.__dict__.pop("_content", None)
     cost = gemm(slow, Product(128, 128, 128, "fp8_e4m3", "bf16"))
     assert (cost.core_cycles, cost.core) == (769, "shared memory")
 
@@ -115,6 +113,7 @@ def test_rows_of_odd_length_cost_dearly() -> None:
 
     assert at(3261) > 5 * at(3264)  # measured: 528 us against about 60
     assert at(3261) > at(3262) > at(3264)
+    assert at(3260) == pytest.approx(at(3262), rel=1e-3)  # no kernel loads more than two elements at once
 
 
 def test_sparse_weights_read_half_and_an_index_and_need_a_unit() -> None:

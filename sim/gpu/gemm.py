@@ -80,10 +80,22 @@ def gemm(gpu: Gpu, product: Product) -> Cost:
     size = bytes_of(product.format)
     if product.sparse:
         return _sparse(gpu, product, macs_per_clock, size)
-    aligned = int(np.gcd.reduce([int(product.k * size) or 1, int(product.n * bytes_of(product.out_format)) or 1]))
-    if aligned % gpu.library.gemm.align:
-        return _unaligned(gpu, product, min(aligned & -aligned, int(gpu.library.gemm.align)), size)
+    aligned = alignment(product, size)
+    # Kernels on the vector lanes load element by element anyhow; those for single results go with odd rows.
+    odd = aligned % gpu.library.gemm.align and macs_per_clock > gpu.sm.lanes
+    single = product.m == product.n == 1 and gpu.library.unaligned.vector is not None
+    if odd or single:
+        from sim.gpu.odd import unaligned
+
+        return unaligned(gpu, product, aligned, size)
     return _best(gpu, product, macs_per_clock, size)
+
+
+def alignment(product: Product, size: float) -> int:
+    """Bytes that the start of every row divides by. A result of one column has no rows: it is one vector."""
+    rows = [product.k * size] + ([product.n * bytes_of(product.out_format)] if product.n > 1 else [])
+    common = int(np.gcd.reduce([int(row) or 1 for row in rows]))
+    return common & -common
 
 
 def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
@@ -144,7 +156,7 @@ def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
         overlap=fitted.overlap,
         core=core_name,
         format=product.format,
-        macs=_macs(product),
+        macs=macs_of(product),
         l2_bytes=int(count[i] * steps[i] * l2_step[i] + written),
         dram_read_bytes=int(read[i]),
         dram_write_bytes=int(written),
@@ -164,7 +176,7 @@ def _best(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
     return chain([main, reduce])
 
 
-def _macs(product: Product) -> int:
+def macs_of(product: Product) -> int:
     """Multiply-accumulates but for those with the zeros that fill up tiles, which cost time and next to no energy."""
     return product.batch * product.m * product.n * product.k
 
@@ -206,40 +218,6 @@ def stream_rate(gpu: Gpu, read_bytes: float, write_bytes: float) -> float:
     return share * gpu.peak_bytes_per_s
 
 
-def _unaligned(gpu: Gpu, product: Product, alignment: int, size: float) -> Cost:
-    """Rows at odd addresses: loads of `alignment` bytes through registers set the pace."""
-    kernel = gpu.library.unaligned
-    macs_per_clock = gpu.macs_per_clock(product.format)
-    rate = macs_per_clock * min(1.0, kernel.rate * alignment / 2)
-    m_tiles, n_tiles = -(-product.m // kernel.tile[0]), -(-product.n // kernel.tile[1])
-    slots = gpu.sm.count * kernel.blocks
-    tile_macs = kernel.tile[0] * kernel.tile[1]
-
-    def cycles(split: int) -> float:
-        waves = -(-m_tiles * n_tiles * product.batch * split // slots)
-        return waves * kernel.blocks * (tile_macs * -(-product.k // split) / rate + gpu.fitted.tile)
-
-    split = min(kernel.splits, key=cycles)
-    read = product.batch * (product.m + product.n) * product.k * size
-    written = product.batch * product.m * product.n * bytes_of(product.out_format)
-    return Cost(
-        core_cycles=cycles(split),
-        memory_s=(read + written) / stream_rate(gpu, read, written),
-        fixed_s=gpu.fitted.start * 1e-12,
-        overlap=gpu.fitted.overlap,
-        core="issue",
-        format=product.format,
-        macs=_macs(product),
-        vector_results=int(m_tiles * n_tiles * product.batch * sum(kernel.tile) * product.k * size / alignment),
-        l2_bytes=int(m_tiles * n_tiles * product.batch * sum(kernel.tile) * product.k * size),
-        dram_read_bytes=int(read),
-        dram_write_bytes=int(written),
-        decisions={
-            "tile": f"{kernel.tile[0]}x{kernel.tile[1]}", "split": str(split), "loads": f"{alignment} B, unaligned rows"
-        },
-    )  # fmt: skip
-
-
 def _sparse(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cost:
     """2:4 weights as second operand (n x k): half of the values and two bits of index for each kept one."""
     from sim.errors import ConfigError
@@ -278,7 +256,7 @@ def _sparse(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cos
         overlap=gpu.fitted.overlap,
         core="tensor",
         format=product.format,
-        macs=_macs(product) // 2,
+        macs=macs_of(product) // 2,
         l2_bytes=int(n_tiles * m_tiles * sum(kernel.tile) * product.k * size),
         dram_read_bytes=int(read),
         dram_write_bytes=int(written),
@@ -286,4 +264,4 @@ def _sparse(gpu: Gpu, product: Product, macs_per_clock: int, size: float) -> Cos
     )
 
 
-__all__ = ["Product", "bytes_of", "gemm", "norm", "stream_rate"]
+__all__ = ["Product", "alignment", "bytes_of", "gemm", "macs_of", "norm", "stream_rate"]

@@ -34,13 +34,25 @@ class GemmKernels(Strict):
     align: Bytes = Field(gt=0, description="alignment of rows that the fast kernels need")
 
 
-class UnalignedKernel(Strict):
-    """What is used for rows of odd lengths: elements come through registers one by one."""
+class VectorKernel(Strict):
+    """Products of a few rows or columns on the vector lanes, each element of the large operand loaded once."""
 
-    tile: tuple[Positive, Positive]
-    blocks: Positive = Field(description="thread blocks resident on a multiprocessor")
-    rate: Share = Field(description="of the 16-bit tensor rate at 2-byte loads; grows with the bytes of a load")
+    most_rows: Positive = Field(description="of the shorter side")
+    instructions: Positive = Field(description="an element of the large operand")
+    row_instructions: Positive = Field(description="an element and row")
+
+
+class UnalignedKernels(Strict):
+    """What is used for rows of odd lengths: elements come through registers, one or two a load."""
+
+    tiles: tuple[tuple[Positive, Positive], ...] = Field(min_length=1)
+    blocks: Positive = Field(description="thread blocks of such a tile that are resident on a multiprocessor")
+    pairs: tuple[tuple[Positive, Positive], ...] = Field(
+        default=(), description="further tiles where two elements are loaded at once; one is resident"
+    )
+    loads: float = Field(gt=0, description="a clock of one multiprocessor, of one or two elements")
     splits: tuple[Positive, ...]
+    vector: VectorKernel | None = None
 
 
 class SparseKernel(Strict):
@@ -99,7 +111,7 @@ class Library(Strict):
     schema_: Literal["opcycle/kernels/1"] = Field(alias="schema")
     name: str
     gemm: GemmKernels
-    unaligned: UnalignedKernel
+    unaligned: UnalignedKernels
     sparse: SparseKernel | None = None
     attention: dict[str, tuple[AttentionKernel, ...]] = Field(description="by back end; the first that applies is used")
     rows: dict[str, tuple[RowKernel, ...]] = Field(description="by function; the first that applies is used")
