@@ -98,7 +98,7 @@ def load_hardware(name_or_path: str | Path, overrides: dict[str, Any] | None = N
     try:
         machine.check_parts()
     except ConfigError as error:
-        raise document.error(error.message, error.key) from None
+        raise error if error.file else document.error(error.message, error.key) from None
     _ = machine.tier_data
     return machine
 

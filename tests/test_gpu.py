@@ -366,3 +366,8 @@ def test_wrong_descriptions_are_refused(key: str, value: object, message: str) -
 def test_libraries_say_what_they_are_based_on(tmp_path: Path) -> None:
     assert gpu("rtx4090").library.name == "ada"
     assert gpu("rtx4090").library.rows == gpu("a100-80g").library.rows
+
+
+def test_a_machine_with_unknown_kernels_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"h200\.yaml.* kernels: unknown kernels 'hoper', nearest is 'hopper'"):
+        gpu(kernels="hoper")

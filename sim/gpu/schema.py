@@ -205,6 +205,13 @@ class Gpu(Machine):
         """The kernels that run on it."""
         return load_library(self.kernels)
 
+    def check_parts(self) -> None:
+        try:
+            _ = self.library
+        except ConfigError as error:
+            # An unknown name is a fault of this file, a fault inside a library's file is told with that file.
+            raise error if error.file else ConfigError(error.message, key="kernels") from None
+
     @property
     def capacity_bytes(self) -> int:
         return int(self.capacity)
