@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from matplotlib.ticker import LogLocator, ScalarFormatter
+
 from analysis.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW, figure, save
 
 if TYPE_CHECKING:
@@ -46,6 +48,12 @@ def draw(points: Sequence[Point], title: str, stem: Path, ending: str = "png") -
             axes.set_yscale("log")
             axes.set_xlim(low, high)
             axes.set_ylim(low, high)
+            if high < 30 * low:
+                # Under a decade and a half marks between powers of ten are named: few, as plain numbers.
+                for axis in (axes.xaxis, axes.yaxis):
+                    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+                    axis.set_major_formatter(ScalarFormatter())
+                    axis.set_minor_formatter(ScalarFormatter())
             axes.set_aspect("equal")
             axes.set_xlabel(f"measured {words}{unit and f' ({unit})'}")
             axes.set_ylabel(f"predicted {words}{unit and f' ({unit})'}")

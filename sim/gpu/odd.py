@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sim.gpu.library import VectorKernel
     from sim.gpu.schema import Gpu
 
+STEP = 32
+"""Elements of the reduced dimension in one stage of these kernels, which a split does not divide."""
+
 
 def unaligned(gpu: Gpu, product: Product, aligned: int, size: float) -> Cost:
     """The fastest kernel for rows that start at multiples of `aligned` bytes only; `size`: bytes of an element."""
@@ -26,7 +29,7 @@ def unaligned(gpu: Gpu, product: Product, aligned: int, size: float) -> Cost:
         _tiled(gpu, product, tile, blocks, split, paired, size)
         for tile, blocks in shapes
         for split in kernels.splits
-        if split <= product.k
+        if split == 1 or product.k >= STEP * split
     ]
     vector = kernels.vector
     if vector is not None and min(product.m, product.n) <= vector.most_rows:
