@@ -77,7 +77,7 @@ class Engine:
         return self._executed(work, lowered, lowered.linked)
 
     def _run_sampled(self, work: Pass) -> PassResult:
-        part = shortened(work)
+        part = shortened(work, self.machine.cores)
         try:
             lowered = lower_pass(self.machine, part, self.mapper, self.symmetry)
         except MemoryError:  # a tiling that was only ranked finds no room between the buffers of others

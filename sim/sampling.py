@@ -2,8 +2,8 @@
 other.
 
 Of equal layers a few are simulated. They are not quite alike in time, as refreshes fall differently into each; what is
-taken from the last simulated one for each that is left out is its length, from the end of the layer before to its own,
-and its tasks, moved by it. Of the channels one is simulated, to which each task gives the most that it gives to any.
+taken from the second for each that is left out is its length, from the end of the layer before to its own, and its
+tasks, moved by it. Of the channels one is simulated, to which each task gives the most that it gives to any.
 Bursts are counted exactly; rows opened and hit are taken to go with bursts, refreshes and standby with time.
 docs/sweeps.md says how far this is from simulating everything.
 """
@@ -24,7 +24,8 @@ from workloads.trace import Pass
 Ints = NDArray[np.int64]
 
 SIMULATED_LAYERS = 2
-"""Of equal layers in a row: the first starts cold, the second shows what each further one adds."""
+"""Of equal layers in a row: the first starts cold, the second shows what each further one adds. On several cores there
+is one more, as the last may be slowed down by cores that load for what comes after it."""
 
 WITH_BURSTS = ("ACT", "PRE", "PREA")
 """Commands that go with bursts; all others but reads and writes, which are counted, go with time."""
@@ -39,12 +40,12 @@ class Run:
     layers: int
 
 
-def shortened(work: Pass) -> Pass:
-    """`work` with no more than SIMULATED_LAYERS of equal layers in a row; the same object where there are no more."""
-    if all(block.repeat <= SIMULATED_LAYERS for block in work.blocks):
+def shortened(work: Pass, cores: int) -> Pass:
+    """`work` with only the simulated ones of equal layers in a row; the same object where there are no more."""
+    most = SIMULATED_LAYERS + (cores > 1)
+    if all(block.repeat <= most for block in work.blocks):
         return work
-    blocks = tuple(replace(block, repeat=min(block.repeat, SIMULATED_LAYERS)) for block in work.blocks)
-    return replace(work, blocks=blocks)
+    return replace(work, blocks=tuple(replace(block, repeat=min(block.repeat, most)) for block in work.blocks))
 
 
 def one_channel(linked: Linked) -> Linked:
@@ -86,25 +87,21 @@ def extended(work: Pass, result: PassResult, runs: Sequence[Run], linked: Linked
     first_task = first_op = later_ps = later_ops = 0
     finish = result.schedule.finish_ps
     for block, run in zip(work.blocks, runs, strict=True):
-        tasks = np.arange(first_task, first_task + run.tasks * run.layers)
-        rows = result.ops[first_op : first_op + run.ops * run.layers]
-        index.append(tasks)
-        shift.append(np.full(len(tasks), later_ps, np.int64))
-        op_shift.append(np.full(len(tasks), later_ops, np.int64))
-        ops.extend(rows)
-        more = block.repeat - run.layers
-        if more:
-            last = tasks[-run.tasks :]
-            each_ps = int(finish[last].max() - finish[last - run.tasks].max())
-            numbers = np.arange(1, more + 1)[:, None]
-            index.append(np.tile(last, more))
-            shift.append((later_ps + numbers * each_ps + np.zeros_like(last)).ravel())
-            op_shift.append((later_ops + numbers * run.ops + np.zeros_like(last)).ravel())
-            ops.extend(replace(row, layer=row.layer + k) for k in range(1, more + 1) for row in rows[-run.ops :])
+        for layer in range(run.layers):
+            tasks = np.arange(first_task, first_task + run.tasks)
+            rows = result.ops[first_op : first_op + run.ops]
+            more = block.repeat - run.layers if layer == 1 else 0
+            each_ps = int(finish[tasks].max() - finish[tasks - run.tasks].max()) if more else 0
+            numbers = np.arange(more + 1)[:, None]
+            index.append(np.tile(tasks, more + 1))
+            shift.append((later_ps + numbers * each_ps + np.zeros_like(tasks)).ravel())
+            op_shift.append((later_ops + numbers * run.ops + np.zeros_like(tasks)).ravel())
+            before = block.repeat - run.layers if layer > 1 else 0
+            ops.extend(replace(row, layer=row.layer + before + k) for k in range(more + 1) for row in rows)
             later_ps += more * each_ps
             later_ops += more * run.ops
-        first_task += run.tasks * run.layers
-        first_op += run.ops * run.layers
+            first_task += run.tasks
+            first_op += run.ops
     at, moved = np.concatenate(index), np.concatenate(shift)
     table = {f.name: getattr(result.tasks, f.name)[at] for f in fields(TaskTable)}
     table["op"] = table["op"] + np.concatenate(op_shift)

@@ -68,10 +68,10 @@ def test_work_is_that_of_every_layer(name: str, work: str) -> None:
 def test_time_and_counts_are_near(name: str, work: str) -> None:
     exact, sampled = both(name, DEEP[work]())
     ours, theirs = sampled.schedule, exact.schedule
-    near = 0.06 if name == "four_cores" else 0.03  # layers of ten microseconds, of which four cores make each another
+    near = 0.1 if name == "four_cores" else 0.03  # layers of ten microseconds, of which four cores make each another
     assert ours.makespan_ps == pytest.approx(theirs.makespan_ps, rel=near)
     assert sum(ours.memory.channel_busy_ps) == pytest.approx(sum(theirs.memory.channel_busy_ps), rel=near)
-    assert ours.memory.commands["ACT"] == pytest.approx(theirs.memory.commands["ACT"], rel=0.15)
+    assert ours.memory.commands["ACT"] == pytest.approx(theirs.memory.commands["ACT"], rel=0.2)
     assert sum(ours.memory.standby_ps.values()) == pytest.approx(sum(theirs.memory.standby_ps.values()), rel=near)
 
 
@@ -94,7 +94,7 @@ def test_schedule_is_one_that_units_can_keep(work: str) -> None:
 def test_nothing_differs_where_nothing_is_left_out() -> None:
     """Two layers, one channel: all is simulated."""
     work = decode_passes(Builder(model(layers=SIMULATED_LAYERS)), [100])[0]
-    assert shortened(work) is work
+    assert shortened(work, 1) is work
     exact, sampled = both("one_slot", work)
     assert sampled.schedule.makespan_ps == exact.schedule.makespan_ps
     assert np.array_equal(sampled.schedule.start_ps, exact.schedule.start_ps)
