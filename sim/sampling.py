@@ -5,7 +5,7 @@ Of equal layers a few are simulated. They are not quite alike in time, as refres
 taken from the second for each that is left out is its length, from the end of the layer before to its own, and its
 tasks, moved by it. Of the channels one is simulated, to which each task gives the most that it gives to any.
 Bursts are counted exactly; rows opened and hit are taken to go with bursts, refreshes and standby with time.
-docs/sweeps.md says how far this is from simulating everything.
+docs/sweep.md says how far this is from simulating everything.
 """
 
 from __future__ import annotations

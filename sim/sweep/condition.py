@@ -127,22 +127,23 @@ def value_at(root: Any, key: str, names: str) -> Any:
 
     `names` is what to call the root. Raises ConfigError with the nearest name for a key that is not there.
     """
-    at = root
+    at, inside = root, names
     for part in key.split("."):
         if isinstance(at, BaseModel):
             fields = {field.alias or name: name for name, field in type(at).model_fields.items()}
             known = {*fields, *(n for n in dir(type(at)) if isinstance(getattr(type(at), n, None), property))}
             if part not in known:
-                raise ConfigError(not_among("key", part, sorted(fields), inside=names), key=f"{names}.{key}")
+                raise ConfigError(not_among("key", part, sorted(fields), inside=inside), key=f"{names}.{key}")
             at = getattr(at, fields.get(part, part))
         elif isinstance(at, Mapping):
             if part not in at:
-                raise ConfigError(not_among("key", part, map(str, at), inside=names), key=f"{names}.{key}")
+                raise ConfigError(not_among("key", part, map(str, at), inside=inside), key=f"{names}.{key}")
             at = at[part]
         elif isinstance(at, (list, tuple)) and part.isdecimal() and int(part) < len(at):
             at = at[int(part)]
         else:
             raise ConfigError(f"has no key {part!r} inside it", key=f"{names}.{key}")
+        inside = f"{inside}.{part}"
     if isinstance(at, Enum):
         return str(at.value)
     return float(at) if isinstance(at, Fraction) else at
