@@ -246,7 +246,7 @@ def test_aim_computes_attention_and_products_with_weights() -> None:
 def test_results_leave_units_that_do_not_read_them_out() -> None:
     """AttAcc's tiles have no read-out; a move brings a burst of 32 bytes from each of two pseudo-channels."""
     settings = {"memory.channels": 4, "pim.operators": "[attention]", "memory.settings": {}}
-    result = Engine(load_hardware("attacc-like", settings)).run(decode((70,) * 4))  # type: ignore[arg-type]
+    result = Engine(load_hardware("attacc-like", settings)).run(decode((70,) * 4))
     c = result.schedule.memory.commands
     # A layer of a request: two rows of keys of 4 heads, one of values for each head; every bank has a result.
     banks, layers = 64, 3
@@ -271,7 +271,7 @@ def test_passes_that_do_not_fit() -> None:
     rows = {"memory.settings.organisation.rows": 64, "memory.settings.mapping": "ro:3,ra:1,ro:3,ba:2,co:4,bg:2,ch:c"}
     small = load_hardware("neupims", {**SMALL, "pim.interleave": "never", **rows})
     with pytest.raises(ConfigError, match=r"memory.channels: the KV cache of 8 requests needs \d+ rows"):
-        Engine(small).run(decode((2000,) * 8, layers=8))  # type: ignore[arg-type]
+        Engine(small).run(decode((2000,) * 8, layers=8))
     with pytest.raises(ConfigError, match="pim.interleave: is always, but the batch of block layers, 1 in all"):
         run(decode((64,)), pim_interleave="always")
     with pytest.raises(ConfigError, match="has no attention that runs in memory to overlap with"):
@@ -293,7 +293,7 @@ def layer_cycles(system: str, batch: int, length: int) -> float:
         settings["memory.standard"] = "hbm2-neupims-pim-blocked"
     if system == "blocked_shared_port":
         settings["pim.issue_port"] = "shared"
-    engine = Engine(load_hardware("neupims-artifact", settings))  # type: ignore[arg-type]
+    engine = Engine(load_hardware("neupims-artifact", settings))
     if system != "interleaved":
         return engine.run(one_layer(batch, length)).schedule.makespan_ps / 1000
     ends = [engine.run(one_layer(batch, length, n)).schedule.makespan_ps for n in (2, 3)]

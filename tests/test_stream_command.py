@@ -219,7 +219,7 @@ def test_a_loop_without_a_token(refused: Refused, file: Callable[[Any], Path]) -
     assert "'one'" in said
     assert "'two'" in said
     assert "without a token in it" in said
-    graph["channels"]["c"]["initial"] = 1  # type: ignore[index]
+    graph["channels"]["c"]["initial"] = 1
     assert not run_graph(read_graph(graph)).deadlock
     only = [
         {"name": "one", "kind": "map", "in": ["c"], "out": ["b"]},

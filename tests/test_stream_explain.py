@@ -160,7 +160,7 @@ def test_the_loop_that_limits() -> None:
 def test_the_pace_of_the_loop_is_that_of_the_run() -> None:
     for kind, short, long in (("naive", 8, 65), ("reordered", 3, 99), ("max_subtracted", 8, 70), ("memory_free", 5, 1)):
         n = 96
-        graph = attention_graph(attention(kind, n, 64, short=short, long=max(long, n)))  # type: ignore[arg-type]
+        graph = attention_graph(attention(kind, n, 64, short=short, long=max(long, n)))
         found = critical(graph)
         assert found.cycles is not None
         assert abs(run_graph(graph).cycles / (n * n) - found.cycles / found.firings) < 0.03

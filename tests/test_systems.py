@@ -59,7 +59,7 @@ def test_runs_of_other_passes_and_lengths_are_compared_by_the_token(tmp_path: Pa
 def test_the_picture_names_every_system_and_part_and_stays_on_the_page(folders: list[Path]) -> None:
     drawn = systems_figure(system_rows(folders))
     drawn.canvas.draw()
-    renderer = drawn.canvas.get_renderer()  # type: ignore[attr-defined]
+    renderer = drawn.canvas.get_renderer()
     ink = drawn.get_tightbbox(renderer)
     wide, tall = drawn.get_size_inches()
     assert ink.x0 >= 0 and ink.y0 >= 0 and ink.x1 <= wide and ink.y1 <= tall

@@ -268,4 +268,4 @@ def test_layers_keep_their_numbers_through_edits(folder: Path) -> None:
     trace = small(folder, "decode", [first, second], steps=1).trace()
     layers = [b for b in trace.passes[0].blocks if b.first_layer is not None]
     assert [(b.first_layer, b.repeat) for b in layers] == [(2, 6)]
-    assert RequestSpan(3, 1, 160) in next(op.attrs for op, _ in ops(trace, "attention")).requests  # type: ignore[union-attr]
+    assert RequestSpan(3, 1, 160) in next(op.attrs for op, _ in ops(trace, "attention")).requests

@@ -63,7 +63,7 @@ def test_prefixes_erasure_and_filling(folder: Path) -> None:
 
 def test_a_cache_in_another_tier_is_fetched(folder: Path) -> None:
     before, after = traces(folder, "decode", {"kv": {"policy": "tier", "tier": "host", "window": 60}}, steps=1)
-    moved = sum(n * op.attrs.bytes for name in ("k", "v") for op, n in ops(after, f"attention_fetch_{name}_cache"))  # type: ignore[union-attr]
+    moved = sum(n * op.attrs.bytes for name in ("k", "v") for op, n in ops(after, f"attention_fetch_{name}_cache"))
     assert moved == LAYERS * 3 * 100 * 2 * KV_HEADS * HEAD * 2
     assert after.flops == before.flops
 

@@ -87,7 +87,7 @@ def test_sparse_products_of_a_training_step(folder: Path) -> None:
 
 def test_weights_from_another_tier(folder: Path) -> None:
     before, after = traces(folder, "decode", {"memory": {"what": "weights", "tier": "host"}}, steps=1)
-    moved = sum(b.repeat * op.attrs.bytes for b in after.passes[0].blocks for op in b.ops if op.kind is OpKind.TRANSFER)  # type: ignore[union-attr]
+    moved = sum(b.repeat * op.attrs.bytes for b in after.passes[0].blocks for op in b.ops if op.kind is OpKind.TRANSFER)
     assert moved == 2 * LAYERS * (ATTENTION_WEIGHTS + FFN_WEIGHTS)
     assert after.weight_bytes_by_tier["host"] == moved
     assert after.flops == before.flops
@@ -97,7 +97,7 @@ def test_offloaded_and_sharded_training(folder: Path) -> None:
     plain = small(folder, "prefill", [{"train": {}}]).trace()
     away = small(folder, "prefill", [{"train": {}}, {"memory": {"what": "activations", "tier": "host"}}]).trace()
     stored, fetched = (
-        sum(b.repeat * op.attrs.bytes for b in p.blocks for op in b.ops if op.kind is OpKind.TRANSFER)  # type: ignore[union-attr]
+        sum(b.repeat * op.attrs.bytes for b in p.blocks for op in b.ops if op.kind is OpKind.TRANSFER)
         for p in away.passes[:2]
     )
     layers = sum(
@@ -110,7 +110,7 @@ def test_offloaded_and_sharded_training(folder: Path) -> None:
     assert shard.passes[2].read_bytes == pytest.approx(plain.passes[2].read_bytes / 4, rel=1e-4)
     reduced = sum(
         b.repeat * op.attrs.bytes for b in shard.passes[1].blocks for op in b.ops
-        if op.kind is OpKind.COLLECTIVE and op.attrs.algorithm_kind == "reduce_scatter"  # type: ignore[union-attr]
+        if op.kind is OpKind.COLLECTIVE and op.attrs.algorithm_kind == "reduce_scatter"
     )  # fmt: skip
     # Gradients are as large as the weights, but that of the table holds only the 320 rows looked up.
     assert reduced == shard.weight_bytes - (4096 - 320) * HIDDEN * 2
@@ -119,7 +119,7 @@ def test_offloaded_and_sharded_training(folder: Path) -> None:
 def test_collectives_and_places(folder: Path) -> None:
     method = {"schedule": {"kind": "collective", "devices": 4, "where": {"operators": ["down", "out_proj"]}}}
     before, after = traces(folder, "decode", method, steps=1)
-    added = [(op.attrs.bytes, n) for op, n in ops(after, "down_all_reduce")]  # type: ignore[union-attr]
+    added = [(op.attrs.bytes, n) for op, n in ops(after, "down_all_reduce")]
     assert added == [(3 * HIDDEN * 2, LAYERS)]
     assert after.flops == before.flops
     placed = small(

@@ -85,7 +85,7 @@ def test_cycles_to_time_is_the_least_that_holds_them(cycles: int, clock_hz: int)
 
 @given(st.integers(1, 10**13), st.integers(0, 2**50), st.integers(0, 10**16), st.floats(0, 1e12))
 def test_written_quantities_read_back_equal(clock: int, size: int, time_ps: int, energy_pj: float) -> None:
-    built = Q(f=f"{clock} Hz", b=f"{size} B", t=f"{time_ps} ps", e=f"{energy_pj!r} pJ")  # type: ignore[arg-type]
+    built = Q(f=f"{clock} Hz", b=f"{size} B", t=f"{time_ps} ps", e=f"{energy_pj!r} pJ")
     again = build(Q, built.model_dump(mode="json"))
     assert (again.f, again.b, again.t) == (clock, size, time_ps)
     assert again.e == pytest.approx(energy_pj, rel=1e-15)

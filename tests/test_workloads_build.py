@@ -236,13 +236,13 @@ def test_chunked_latent_prefill_expands_the_cache_again_for_each_chunk() -> None
     model = load_model("deepseek-v2-lite")
     builder = Builder(model)
     chunks = prefill_passes(builder, [96], chunk=32)
-    assert [op.attrs.m for p in chunks for op in ops_of(p, "k_up")[:1]] == [32, 64, 96]  # type: ignore[union-attr]
+    assert [op.attrs.m for p in chunks for op in ops_of(p, "k_up")[:1]] == [32, 64, 96]
 
 
 def test_head_is_computed_once_for_each_finished_request() -> None:
     chunks = prefill_passes(Builder(load_model("llama-3.2-1b")), [10, 20, 20, 25], chunk=10)
     assert [p.generated for p in chunks] == [1, 2, 1]
-    assert [[op.attrs.m for op in ops_of(p, "lm_head")] for p in chunks] == [[1], [2], [1]]  # type: ignore[union-attr]
+    assert [[op.attrs.m for op in ops_of(p, "lm_head")] for p in chunks] == [[1], [2], [1]]
     assert [p.tokens for p in chunks] == [40, 30, 5]
 
 
@@ -308,7 +308,7 @@ def test_passes_share_what_does_not_change() -> None:
 def test_generate_is_a_prefill_and_decodes_of_the_growing_cache() -> None:
     trace = load_workload("llama3-8b-generate", prompt=16, steps=4, batch=2).trace()
     assert [(p.phase, p.tokens, p.generated) for p in trace.passes] == [("prefill", 32, 2)] + [("decode", 2, 2)] * 3
-    pasts = [op.attrs.requests[0].past for p in trace.passes for op in ops_of(p, "attention")]  # type: ignore[union-attr]
+    pasts = [op.attrs.requests[0].past for p in trace.passes for op in ops_of(p, "attention")]
     assert pasts == [0, 16, 17, 18]
     assert trace.generated == 8
 

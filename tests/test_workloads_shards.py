@@ -57,8 +57,8 @@ def test_weights_and_cache_divide() -> None:
 def test_few_key_value_heads_are_held_by_several_devices() -> None:
     part = operators(workload(model="llama3-8b", parallel={"tensor": 16}), "layers")
     attrs = part["attention"].attrs
-    assert (attrs.heads, attrs.kv_heads) == (2, 1)  # type: ignore[union-attr]
-    assert part["qkv"].attrs.n == (2 + 1 + 1) * 128  # type: ignore[union-attr]
+    assert (attrs.heads, attrs.kv_heads) == (2, 1)
+    assert part["qkv"].attrs.n == (2 + 1 + 1) * 128
 
 
 def test_a_stage_of_a_pipeline_works_on_parts_in_turn() -> None:
@@ -70,7 +70,7 @@ def test_a_stage_of_a_pipeline_works_on_parts_in_turn() -> None:
     assert [b.repeat for b in step.blocks] == [1, 20, 1] * 2
     assert (step.tokens, step.generated) == (4, 4)
     # Dealt out by length: 400 and 200 here, 300 and 100 there; both caches are resident, the weights are held once.
-    spans = [op.attrs.requests for b in step.blocks for op in b.ops if op.kind is OpKind.ATTENTION]  # type: ignore[union-attr]
+    spans = [op.attrs.requests for b in step.blocks for op in b.ops if op.kind is OpKind.ATTENTION]
     assert [[s.past for s in part] for part in spans] == [[400, 200], [300, 100]]
     alone = workload(parallel={"tensor": 4}).trace()
     assert 2 * trace.kv_bytes == alone.kv_bytes
@@ -124,16 +124,16 @@ def test_experts_are_shared_and_rows_travel() -> None:
     whole, part = operators(workload(model="mixtral-8x7b"), "layers"), operators(cut, "layers")
     check_trace(cut.trace())
     # Four tokens choose 8 experts, each one; two of these are here.
-    assert part["expert_down"].attrs.group_m == (1, 1)  # type: ignore[union-attr]
+    assert part["expert_down"].attrs.group_m == (1, 1)
     assert 4 * part["expert_down"].macs == whole["expert_down"].macs
     exchanges = {name: op.attrs for name, op in part.items() if op.kind is COLLECTIVE}
     # Two rows of 4096 x 2 bytes go and come.
     names = ("dispatch_all_to_all", "combine_all_to_all")
     assert exchanges == {name: CollectiveAttrs("all_to_all", 2 * 8192, 4) for name in names}
     # The longest request is here; the router still scores all experts; a device has a quarter of the experts' weights.
-    (span,) = part["attention"].attrs.requests  # type: ignore[union-attr]
+    (span,) = part["attention"].attrs.requests
     assert span.past == 400
-    assert part["router"].attrs.n == 8  # type: ignore[union-attr]
+    assert part["router"].attrs.n == 8
     assert (cut.trace().passes[0].tokens, cut.trace().generated) == (4, 4)
     experts = 32 * 8 * 3 * 4096 * 14336
     assert workload(model="mixtral-8x7b").trace().weight_elements - cut.trace().weight_elements == experts * 3 // 4
@@ -146,9 +146,9 @@ def test_no_choice_of_an_expert_is_lost(requests: int, expert: int, tensor: int)
     cut = workload(model="mixtral-8x7b", lengths=[64] * requests * expert, parallel=over)
     attrs = operators(cut, "layers")["expert_down"].attrs
     choices = 2 * requests * expert
-    mine = sum(attrs.group_m)  # type: ignore[union-attr]
+    mine = sum(attrs.group_m)
     assert choices <= mine * expert < choices + 8 + expert
-    assert len(attrs.group_m) <= 8 // expert  # type: ignore[union-attr]
+    assert len(attrs.group_m) <= 8 // expert
 
 
 @pytest.mark.parametrize(
